@@ -25,7 +25,8 @@ impl FromStr for ImageId {
     fn from_str(text: &str) -> Result<Self> {
         let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
         let starts = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-        if !starts || text.len() > Self::LEN_MAX || !text.as_bytes().iter().all(|byte| plain(byte)) {
+        if !starts || text.len() > Self::LEN_MAX || !text.as_bytes().iter().all(|byte| plain(byte))
+        {
             return Err(Error::new(ErrorKind::Invalid, format!("use {} as image id", shown(text)))
                 .hint("an image id has 1 to 128 letters, digits, '.', '_' and '-', the first a letter or digit"));
         }
@@ -67,7 +68,8 @@ impl FromStr for JobId {
                 b'a'..=b'f' => Some(c - b'a' + 10),
                 _ => None,
             };
-            *byte = digit(pair[0]).zip(digit(pair[1])).map(|(h, l)| h << 4 | l).ok_or_else(refuse)?;
+            *byte =
+                digit(pair[0]).zip(digit(pair[1])).map(|(h, l)| h << 4 | l).ok_or_else(refuse)?;
         }
         Ok(Self(bytes))
     }
@@ -100,8 +102,11 @@ impl FromStr for RegionName {
 
     fn from_str(text: &str) -> Result<Self> {
         if text.is_empty() || text.len() > Self::LEN_MAX || text.chars().any(char::is_control) {
-            return Err(Error::new(ErrorKind::Invalid, format!("use {} as region name", shown(text)))
-                .hint("a region name has 1 to 4096 bytes and no control character"));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("use {} as region name", shown(text)),
+            )
+            .hint("a region name has 1 to 4096 bytes and no control character"));
         }
         Ok(Self(text.to_owned()))
     }
@@ -154,7 +159,10 @@ mod tests {
     #[test]
     fn hostile_image_ids_are_refused() {
         let long = "a".repeat(129);
-        for text in ["", ".", "..", "../x", "a/b", "/a", "a\0b", "-a", "_a", ".hidden", "a b", "ä", "a\n", "%2e%2e", &long] {
+        for text in [
+            "", ".", "..", "../x", "a/b", "/a", "a\0b", "-a", "_a", ".hidden", "a b", "ä", "a\n",
+            "%2e%2e", &long,
+        ] {
             let error = text.parse::<ImageId>().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Invalid, "{text:?}");
         }

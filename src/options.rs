@@ -15,6 +15,8 @@ pub const ATTRIBUTE_COUNT_MAX: usize = 64;
 pub const ATTRIBUTE_KEY_LEN_MAX: usize = 128;
 /// The most bytes of an attribute's value.
 pub const ATTRIBUTE_VALUE_LEN_MAX: usize = 1024;
+/// The most bytes of all keys and values together: they travel in every journal header and manifest.
+pub const ATTRIBUTE_BYTES_MAX: usize = 8192;
 /// The most bytes of an idempotency token.
 pub const TOKEN_LEN_MAX: usize = 256;
 
@@ -81,7 +83,8 @@ impl Verify {
         let percent =
             text.strip_prefix("sample:").and_then(|t| t.strip_suffix('%')).ok_or_else(refuse)?;
         let (whole, fraction) = percent.split_once('.').unwrap_or((percent, "0"));
-        let digits = |t: &str| !t.is_empty() && t.len() <= 4 && t.bytes().all(|b| b.is_ascii_digit());
+        let digits =
+            |t: &str| !t.is_empty() && t.len() <= 4 && t.bytes().all(|b| b.is_ascii_digit());
         if !digits(whole) || !digits(fraction) {
             return Err(refuse());
         }
@@ -187,8 +190,11 @@ impl CopyOptions {
         if let Verify::Sample { per_million } = self.verify
             && !(1..=1_000_000).contains(&per_million)
         {
-            return Err(Error::new(ErrorKind::Invalid, format!("verify {per_million} in a million"))
-                .hint("give 1 to 1000000"));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("verify {per_million} in a million"),
+            )
+            .hint("give 1 to 1000000"));
         }
         check_attributes(&self.attributes)
     }
@@ -199,9 +205,13 @@ pub(crate) fn check_attributes(attributes: &BTreeMap<String, String>) -> Result<
     let fits = |(key, value): (&String, &String)| {
         (1..=ATTRIBUTE_KEY_LEN_MAX).contains(&key.len()) && value.len() <= ATTRIBUTE_VALUE_LEN_MAX
     };
-    if attributes.len() > ATTRIBUTE_COUNT_MAX || !attributes.iter().all(fits) {
+    let bytes: usize = attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if attributes.len() > ATTRIBUTE_COUNT_MAX
+        || bytes > ATTRIBUTE_BYTES_MAX
+        || !attributes.iter().all(fits)
+    {
         return Err(Error::new(ErrorKind::Invalid, "use these attributes")
-            .hint("at most 64, keys of 1 to 128 bytes, values of up to 1024"));
+            .hint("at most 64, keys of 1 to 128 bytes, values of up to 1024, 8192 in all"));
     }
     Ok(())
 }
@@ -347,7 +357,8 @@ mod tests {
         for (text, bytes) in good {
             assert_eq!(parse_bytes(text).unwrap(), bytes, "{text}");
         }
-        for text in ["", "MiB", "-1", "1e3", "1.MiB", "1..2", "1 MiB", "16EiB", "99999999TiB", "½"] {
+        for text in ["", "MiB", "-1", "1e3", "1.MiB", "1..2", "1 MiB", "16EiB", "99999999TiB", "½"]
+        {
             assert_eq!(parse_bytes(text).unwrap_err().kind(), ErrorKind::Invalid, "{text}");
         }
         assert_eq!(parse_rate("100MiB/s").unwrap(), 100 << 20);

@@ -1,0 +1,9 @@
+//! What a copy job is, where it stands, and what it has done: values that are stored, shown and compared. Pure.
+
+mod report;
+mod spec;
+mod state;
+
+pub use report::{Progress, Receipt, Stall, Stalls, Verified};
+pub use spec::{Endpoint, Fingerprint, JobSpec};
+pub use state::JobState;

@@ -1,0 +1,323 @@
+//! The durable description of one copy: written to the journal and the index before start is acknowledged. Pure.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::chunk::Digest;
+use crate::codec::{Decoder, Encoder};
+use crate::error::Result;
+use crate::geometry::{ChunkSize, Geometry};
+use crate::id::{ImageId, JobId, RegionName};
+use crate::options::{
+    ATTRIBUTE_COUNT_MAX, ATTRIBUTE_KEY_LEN_MAX, ATTRIBUTE_VALUE_LEN_MAX, Limits, Verify,
+    check_attributes,
+};
+
+/// One end of a copy: an image in a region.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// The region's name.
+    pub region: RegionName,
+    /// The image's id in it.
+    pub image: ImageId,
+}
+
+impl Endpoint {
+    /// That image in that region.
+    pub fn new(region: RegionName, image: ImageId) -> Self {
+        Self { region, image }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The region of a plain file holds that one file: its name is the whole location.
+        if self.region.as_str().starts_with("file://") {
+            return self.region.fmt(f);
+        }
+        write!(f, "{}/{}", self.region, self.image)
+    }
+}
+
+/// Facts of a source that change when its bytes may have changed: size, times, inode, ETag, version, root.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprint(BTreeMap<String, String>);
+
+impl Fingerprint {
+    const FACT_COUNT_MAX: u16 = 16;
+    const FACT_LEN_MAX: usize = 256;
+
+    /// Without any fact: equal to every other empty one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// With one more fact. At most 16 are kept, each of at most 256 bytes.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl fmt::Display) -> Self {
+        let value = value.to_string();
+        debug_assert!(self.0.len() < usize::from(Self::FACT_COUNT_MAX));
+        debug_assert!(name.len().max(value.len()) <= Self::FACT_LEN_MAX);
+        self.0.insert(name.to_owned(), value);
+        self
+    }
+
+    /// The facts by name.
+    pub fn facts(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// What differs from `now`, in words; `None` when nothing does.
+    pub fn difference(&self, now: &Self) -> Option<String> {
+        let names: std::collections::BTreeSet<_> = self.0.keys().chain(now.0.keys()).collect();
+        let told: Vec<String> = names
+            .into_iter()
+            .filter(|name| self.0.get(*name) != now.0.get(*name))
+            .map(|name| {
+                let shown =
+                    |facts: &Self| facts.0.get(name).cloned().unwrap_or_else(|| "none".into());
+                format!("{name} was {}, is {}", shown(self), shown(now))
+            })
+            .collect();
+        if told.is_empty() { None } else { Some(told.join("; ")) }
+    }
+
+    pub(crate) fn encode(&self, out: &mut Encoder) {
+        out.u16(u16::try_from(self.0.len()).unwrap_or(u16::MAX));
+        for (name, value) in &self.0 {
+            out.block(name.as_bytes()).block(value.as_bytes());
+        }
+    }
+
+    pub(crate) fn decode(from: &mut Decoder<'_>) -> Result<Self> {
+        let count = from.u16()?;
+        if count > Self::FACT_COUNT_MAX {
+            return Err(from.corrupt("a fingerprint has too many facts"));
+        }
+        let mut facts = BTreeMap::new();
+        for _ in 0..count {
+            let name = from.text(Self::FACT_LEN_MAX)?.to_owned();
+            facts.insert(name, from.text(Self::FACT_LEN_MAX)?.to_owned());
+        }
+        Ok(Self(facts))
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, (name, value)) in self.0.iter().enumerate() {
+            write!(f, "{}{name}={value}", if n == 0 { "" } else { " " })?;
+        }
+        Ok(())
+    }
+}
+
+/// Everything needed to go on with a copy after its process is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct JobSpec {
+    /// The job.
+    pub job: JobId,
+    /// Where the bytes come from.
+    pub source: Endpoint,
+    /// Where the image will be.
+    pub target: Endpoint,
+    /// Size of the image and of its chunks.
+    pub geometry: Geometry,
+    /// What the source looked like when the job was accepted.
+    pub fingerprint: Fingerprint,
+    /// How much is read back before commit.
+    pub verify: Verify,
+    /// The job's ceilings as first asked for; later changes are in the control block.
+    pub limits: Limits,
+    /// BLAKE3 of the idempotency token.
+    pub token: Option<Digest>,
+    /// Consent to overwrite a target that holds bytes already.
+    pub destructive: bool,
+    /// Attributes of the new image.
+    pub attributes: BTreeMap<String, String>,
+    /// Milliseconds since 1970 when the job was accepted; a label only.
+    pub created_unix_ms: u64,
+}
+
+impl JobSpec {
+    /// A job without limits, verification, token or attributes: the other fields are public.
+    pub fn new(
+        job: JobId,
+        source: Endpoint,
+        target: Endpoint,
+        geometry: Geometry,
+        fingerprint: Fingerprint,
+    ) -> Self {
+        Self {
+            job,
+            source,
+            target,
+            geometry,
+            fingerprint,
+            verify: Verify::None,
+            limits: Limits::NONE,
+            token: None,
+            destructive: false,
+            attributes: BTreeMap::new(),
+            created_unix_ms: 0,
+        }
+    }
+
+    /// Whether both describe the same request: all but the job's number and time.
+    pub fn same_request(&self, other: &Self) -> bool {
+        let other = Self { job: self.job, created_unix_ms: self.created_unix_ms, ..other.clone() };
+        *self == other
+    }
+
+    pub(crate) fn encode(&self, out: &mut Encoder) {
+        out.raw(self.job.as_bytes());
+        for end in [&self.source, &self.target] {
+            out.block(end.region.as_str().as_bytes()).block(end.image.as_str().as_bytes());
+        }
+        out.u64(self.geometry.image_bytes()).u8(self.geometry.chunk_size().shift());
+        self.fingerprint.encode(out);
+        out.u32(match self.verify {
+            Verify::None => 0,
+            Verify::Sample { per_million } => per_million,
+            Verify::Full => u32::MAX,
+        });
+        encode_limits(self.limits, out);
+        out.option(self.token.as_ref(), |out, token| {
+            out.raw(token.as_bytes());
+        });
+        out.u8(u8::from(self.destructive));
+        out.u16(u16::try_from(self.attributes.len()).unwrap_or(u16::MAX));
+        for (key, value) in &self.attributes {
+            out.block(key.as_bytes()).block(value.as_bytes());
+        }
+        out.u64(self.created_unix_ms);
+    }
+
+    pub(crate) fn decode(from: &mut Decoder<'_>) -> Result<Self> {
+        let job = JobId::from_bytes(from.array()?);
+        let source = decode_endpoint(from)?;
+        let target = decode_endpoint(from)?;
+        let image_bytes = from.u64()?;
+        let chunk_size = ChunkSize::from_shift(from.u8()?)
+            .map_err(|()| from.corrupt("the chunk size is out of range"))?;
+        let geometry = Geometry::new(image_bytes, chunk_size)
+            .map_err(|error| from.corrupt("the geometry is impossible").because(error))?;
+        let fingerprint = Fingerprint::decode(from)?;
+        let verify = match from.u32()? {
+            0 => Verify::None,
+            u32::MAX => Verify::Full,
+            per_million @ 1..=1_000_000 => Verify::Sample { per_million },
+            _ => return Err(from.corrupt("the verify mode is unknown")),
+        };
+        let limits = decode_limits(from)?;
+        let token = from.option(|from| from.array().map(Digest::from_bytes))?;
+        let destructive = from.u8()? != 0;
+        let attributes = decode_attributes(from)?;
+        let created_unix_ms = from.u64()?;
+        Ok(Self {
+            job,
+            source,
+            target,
+            geometry,
+            fingerprint,
+            verify,
+            limits,
+            token,
+            destructive,
+            attributes,
+            created_unix_ms,
+        })
+    }
+}
+
+fn decode_endpoint(from: &mut Decoder<'_>) -> Result<Endpoint> {
+    let region = from.text(RegionName::LEN_MAX)?;
+    let region =
+        region.parse().map_err(|e| from.corrupt("a region name is malformed").because(e))?;
+    let image = from.text(ImageId::LEN_MAX)?;
+    let image = image.parse().map_err(|e| from.corrupt("an image id is malformed").because(e))?;
+    Ok(Endpoint { region, image })
+}
+
+fn decode_attributes(from: &mut Decoder<'_>) -> Result<BTreeMap<String, String>> {
+    let count = from.u16()?;
+    if usize::from(count) > ATTRIBUTE_COUNT_MAX {
+        return Err(from.corrupt("there are too many attributes"));
+    }
+    let mut attributes = BTreeMap::new();
+    for _ in 0..count {
+        let key = from.text(ATTRIBUTE_KEY_LEN_MAX)?.to_owned();
+        attributes.insert(key, from.text(ATTRIBUTE_VALUE_LEN_MAX)?.to_owned());
+    }
+    check_attributes(&attributes).map_err(|e| from.corrupt("the attributes").because(e))?;
+    Ok(attributes)
+}
+
+pub(crate) fn encode_limits(limits: Limits, out: &mut Encoder) {
+    out.u64(limits.bytes_per_sec.map_or(0, Into::into));
+    out.u64(limits.ops_per_sec.map_or(0, Into::into));
+}
+
+pub(crate) fn decode_limits(from: &mut Decoder<'_>) -> Result<Limits> {
+    Ok(Limits::NONE.with_bytes_per_sec(from.u64()?).with_ops_per_sec(from.u64()?))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn sample_spec() -> JobSpec {
+        let end = |region: &str, image: &str| {
+            Endpoint::new(region.parse().unwrap(), image.parse().unwrap())
+        };
+        let geometry = Geometry::new(1_000_003, ChunkSize::MIN).unwrap();
+        let fingerprint = Fingerprint::new().with("size", 1_000_003).with("inode", 7);
+        let job = JobId::from_bytes([0x11; 16]);
+        let mut spec =
+            JobSpec::new(job, end("a", "disk"), end("dir:///b", "m-1"), geometry, fingerprint);
+        spec.verify = Verify::Sample { per_million: 50_000 };
+        spec.limits = Limits::NONE.with_bytes_per_sec(1 << 20);
+        spec.token = Some(Digest::from_bytes([9; 32]));
+        spec.attributes.insert("name".into(), "web".into());
+        spec.created_unix_ms = 1_700_000_000_000;
+        spec
+    }
+
+    #[test]
+    fn a_spec_comes_back_as_it_went_in_and_never_from_less() {
+        let spec = sample_spec();
+        let mut out = Encoder::new();
+        spec.encode(&mut out);
+        let bytes = out.finish();
+        let mut from = Decoder::new(&bytes, "test");
+        assert_eq!(JobSpec::decode(&mut from).unwrap(), spec);
+        from.finish().unwrap();
+        for len in 0..bytes.len() {
+            assert!(JobSpec::decode(&mut Decoder::new(&bytes[..len], "test")).is_err());
+        }
+    }
+
+    #[test]
+    fn a_difference_says_what_was_and_what_is() {
+        let was = Fingerprint::new().with("size", 5).with("mtime", 1);
+        let now = Fingerprint::new().with("size", 6).with("mtime", 1);
+        assert_eq!(was.difference(&now).unwrap(), "size was 5, is 6");
+        assert_eq!(was.difference(&was), None);
+        assert_eq!(
+            was.difference(&Fingerprint::new().with("size", 5)).unwrap(),
+            "mtime was 1, is none"
+        );
+    }
+
+    #[test]
+    fn the_same_request_is_told_from_another() {
+        let spec = sample_spec();
+        let mut again = spec.clone();
+        again.job = JobId::from_bytes([1; 16]);
+        again.created_unix_ms += 1;
+        assert!(spec.same_request(&again));
+        again.verify = Verify::Full;
+        assert!(!spec.same_request(&again));
+    }
+}

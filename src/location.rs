@@ -1,0 +1,211 @@
+//! Locations: where an image or a region is, as typed by a person or a script. Pure.
+
+use std::fmt;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{ImageId, RegionName, shown};
+use crate::job::Endpoint;
+
+/// The id of the only image of a `file:` region.
+pub const FILE_IMAGE: &str = "image";
+
+/// Where an image is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Location {
+    /// A plain file or a block device, by absolute path.
+    File(String),
+    /// An image of a directory region.
+    Dir {
+        /// Absolute path of the region's root.
+        root: String,
+        /// The image in it.
+        image: ImageId,
+    },
+}
+
+/// Where a region is: what `jobs` and `recover` take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RegionLocation {
+    /// The folder whose plain files are copied to.
+    Files(String),
+    /// A directory region's root.
+    Dir(String),
+}
+
+impl Location {
+    /// Reads `disk.raw`, `/abs/disk.raw`, `file:///abs/disk.raw` or `dir:///srv/region-a/IMAGE`.
+    ///
+    /// A plain path is what the shell means by it, relative to `cwd`. In URL forms no component may be `.`, `..` or empty
+    /// and nothing is percent-decoded.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for an unknown scheme, a malformed path or image id.
+    pub fn parse(text: &str, cwd: &str) -> Result<Self> {
+        match scheme(text) {
+            None => Ok(Self::File(absolute(text, cwd)?)),
+            Some(("file", path)) => Ok(Self::File(checked(text, path)?.to_owned())),
+            Some(("dir", path)) => {
+                let path = checked(text, path)?;
+                let (root, image) = path.rsplit_once('/').unwrap_or(("", path));
+                let image = image.parse().map_err(|e: Error| e.within(shown(text)))?;
+                if root.is_empty() {
+                    return Err(refuse(text, "write dir:///FOLDER/IMAGE"));
+                }
+                Ok(Self::Dir { root: root.to_owned(), image })
+            }
+            Some((other, _)) => Err(unknown(text, other)),
+        }
+    }
+
+    /// The region's name and the image in it, as jobs record them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] when the path is too long for a region name.
+    pub fn endpoint(&self) -> Result<Endpoint> {
+        match self {
+            Self::File(path) => {
+                Ok(Endpoint::new(format!("file://{path}").parse()?, FILE_IMAGE.parse()?))
+            }
+            Self::Dir { root, image } => {
+                Ok(Endpoint::new(format!("dir://{root}").parse()?, image.clone()))
+            }
+        }
+    }
+
+    /// The location that an endpoint names, if the command line made it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] when the region's name is not a location.
+    pub fn of_endpoint(endpoint: &Endpoint) -> Result<Self> {
+        let name = endpoint.region.as_str();
+        if let Some(path) = name.strip_prefix("file://") {
+            return Ok(Self::File(path.to_owned()));
+        }
+        let root = name.strip_prefix("dir://").ok_or_else(|| {
+            refuse(name, "this job belongs to a daemon that names its regions otherwise")
+        })?;
+        Ok(Self::Dir { root: root.to_owned(), image: endpoint.image.clone() })
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file://{path}"),
+            Self::Dir { root, image } => write!(f, "dir://{root}/{image}"),
+        }
+    }
+}
+
+impl RegionLocation {
+    /// Reads `FOLDER`, `file:///FOLDER` or `dir:///ROOT`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for an unknown scheme or a malformed path.
+    pub fn parse(text: &str, cwd: &str) -> Result<Self> {
+        match scheme(text) {
+            None => Ok(Self::Files(absolute(text, cwd)?)),
+            Some(("file", path)) => Ok(Self::Files(checked(text, path)?.to_owned())),
+            Some(("dir", path)) => Ok(Self::Dir(checked(text, path)?.to_owned())),
+            Some((other, _)) => Err(unknown(text, other)),
+        }
+    }
+
+    /// The name under which the command line registers the region.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] when the path is too long for a region name.
+    pub fn name(&self) -> Result<RegionName> {
+        match self {
+            Self::Files(path) => format!("file://{path}").parse(),
+            Self::Dir(root) => format!("dir://{root}").parse(),
+        }
+    }
+}
+
+fn scheme(text: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = text.split_once("://")?;
+    let named = scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+    (named && !scheme.is_empty()).then_some((scheme, rest))
+}
+
+fn absolute(text: &str, cwd: &str) -> Result<String> {
+    if text.is_empty() || text.chars().any(char::is_control) {
+        return Err(refuse(text, "a path has at least one character and no control character"));
+    }
+    if text.starts_with('/') {
+        return Ok(text.to_owned());
+    }
+    Ok(format!("{}/{text}", cwd.trim_end_matches('/')))
+}
+
+/// The absolute path of a URL: no empty, `.` or `..` component, no control character.
+fn checked<'a>(text: &str, path: &'a str) -> Result<&'a str> {
+    let Some(inner) = path.strip_prefix('/') else {
+        return Err(refuse(text, "after :// an absolute path must follow: write file:///PATH"));
+    };
+    if inner.split('/').any(|part| matches!(part, "" | "." | ".."))
+        || path.chars().any(char::is_control)
+    {
+        return Err(refuse(text, "no part of the path may be empty, '.' or '..'"));
+    }
+    Ok(path)
+}
+
+fn unknown(text: &str, scheme: &str) -> Error {
+    refuse(text, "known schemes are file:// and dir://")
+        .because(Error::new(ErrorKind::Invalid, format!("know the scheme {}", shown(scheme))))
+}
+
+fn refuse(text: &str, hint: &'static str) -> Error {
+    Error::new(ErrorKind::Invalid, format!("use {} as location", shown(text))).hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations_are_read_as_written() {
+        let file = |path: &str| Location::File(path.into());
+        let parse = |text| Location::parse(text, "/home/me");
+        assert_eq!(parse("disk.raw").unwrap(), file("/home/me/disk.raw"));
+        assert_eq!(parse("../a b").unwrap(), file("/home/me/../a b"));
+        assert_eq!(parse("/x/%20").unwrap(), file("/x/%20"));
+        assert_eq!(parse("file:///x/y").unwrap(), file("/x/y"));
+        let dir = parse("dir:///srv/region-a/m-1").unwrap();
+        assert_eq!(
+            dir,
+            Location::Dir { root: "/srv/region-a".into(), image: "m-1".parse().unwrap() }
+        );
+        assert_eq!(dir.to_string(), "dir:///srv/region-a/m-1");
+        assert_eq!(Location::of_endpoint(&dir.endpoint().unwrap()).unwrap(), dir);
+        let plain = parse("disk.raw").unwrap();
+        assert_eq!(Location::of_endpoint(&plain.endpoint().unwrap()).unwrap(), plain);
+    }
+
+    #[test]
+    fn hostile_locations_are_refused() {
+        for text in [
+            "",
+            "a\0b",
+            "s4://x/y",
+            "file://host/x",
+            "file:///a/../b",
+            "dir:///a//b",
+            "dir:///a/./b",
+            "dir:///../m-1",
+            "dir:///m-1",
+            "dir://",
+            "dir:///srv/a/..",
+            "dir:///srv/a/.hidden",
+            "dir:///srv/a/x\ny",
+            "dir:///srv/a/",
+        ] {
+            let error = Location::parse(text, "/").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{text:?}");
+        }
+    }
+}
