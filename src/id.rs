@@ -40,7 +40,7 @@ pub struct JobId([u8; 16]);
 
 impl JobId {
     /// The job of these bytes.
-    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 

@@ -7,3 +7,7 @@ mod state;
 pub use report::{Progress, Receipt, Stall, Stalls, Verified};
 pub use spec::{Endpoint, Fingerprint, JobSpec};
 pub use state::JobState;
+
+pub(crate) use spec::{decode_limits, encode_limits};
+#[cfg(test)]
+pub(crate) use spec::tests::sample_spec;

@@ -1,0 +1,511 @@
+//! Journal records: bytes to values and back, the chain that links them, and the torn-tail rule. Pure.
+
+use crate::chunk::{Content, Digest, Durable};
+use crate::codec::{Decoder, Encoder};
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_u64, to_usize};
+use crate::id::JobId;
+use crate::job::JobSpec;
+
+/// Records begin and end on multiples of this: a sector that is written whole or not at all.
+pub(crate) const SECTOR: usize = 512;
+/// The most bytes of one record, frame and all.
+pub(crate) const RECORD_LEN_MAX: usize = 1 << 20;
+/// The most bytes of the header record: it lives in a room of its own.
+pub(crate) const HEADER_LEN_MAX: usize = 32 << 10;
+/// The most chunks of one progress record, so that it fits in `RECORD_LEN_MAX` however they are grouped.
+pub(crate) const PROGRESS_CHUNKS_MAX: usize = 16 << 10;
+
+const MAGIC: [u8; 4] = *b"BFJR";
+const VERSION: u16 = 1;
+/// The frame before the payload: magic 4, version 2, kind 1, zero 1, payload length 4, zero 4, sequence 8, job 16,
+/// checksum of the record before 16, checksum 16.
+const FRAME_LEN: usize = 72;
+const SUM_AT: usize = 56;
+const SUM_CONTEXT: &str = "blockferry 2026-11-21 journal record v1";
+
+const _: () = assert!(FRAME_LEN + PROGRESS_CHUNKS_MAX * (36 + 9) + SECTOR < RECORD_LEN_MAX);
+
+/// What every record carries of the one before it; all zeros before the first.
+pub(crate) type Sum = [u8; 16];
+
+/// The first record: what the job is, and the name it will publish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) spec: JobSpec,
+    /// The name that appears in the region at commit: an image's folder, a file, a device's path.
+    pub(crate) name: String,
+}
+
+/// Everything is durable and about to be published under the header's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Prepared {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    pub(crate) root: Digest,
+}
+
+/// One record.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Record {
+    Header(Header),
+    /// A process began to run the job; later attempts fence earlier ones.
+    Attempt {
+        epoch: u32,
+    },
+    /// These chunks are durable at the target.
+    Progress(Vec<Durable>),
+    Prepared(Prepared),
+    /// The decision of a target that is written in place: it is committed.
+    Done,
+}
+
+impl Record {
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Header(_) => 1,
+            Self::Attempt { .. } => 2,
+            Self::Progress(_) => 3,
+            Self::Prepared(_) => 4,
+            Self::Done => 5,
+        }
+    }
+
+    fn payload(&self) -> Vec<u8> {
+        let mut out = Encoder::new();
+        match self {
+            Self::Header(header) => {
+                header.spec.encode(&mut out);
+                out.block(header.name.as_bytes());
+            }
+            Self::Attempt { epoch } => {
+                out.u32(*epoch);
+            }
+            Self::Progress(chunks) => encode_progress(chunks, &mut out),
+            Self::Prepared(prepared) => {
+                out.u64(prepared.device).u64(prepared.inode).raw(prepared.root.as_bytes());
+            }
+            Self::Done => {}
+        }
+        out.finish()
+    }
+
+    fn decode(kind: u8, payload: &[u8], geometry: Option<Geometry>) -> Result<Self> {
+        const NAME_LEN_MAX: usize = 4096;
+        let mut from = Decoder::new(payload, "journal record");
+        let record = match kind {
+            1 => Self::Header(Header {
+                spec: JobSpec::decode(&mut from)?,
+                name: from.text(NAME_LEN_MAX)?.to_owned(),
+            }),
+            2 => Self::Attempt { epoch: from.u32()? },
+            3 => {
+                let geometry = geometry.ok_or_else(|| from.corrupt("progress before header"))?;
+                Self::Progress(decode_progress(&mut from, geometry)?)
+            }
+            4 => Self::Prepared(Prepared {
+                device: from.u64()?,
+                inode: from.u64()?,
+                root: Digest::from_bytes(from.array()?),
+            }),
+            5 => Self::Done,
+            _ => return Err(from.corrupt("its kind is unknown")),
+        };
+        from.finish()?;
+        Ok(record)
+    }
+}
+
+/// Groups neighbours: a zero run is 0, first, count; data chunks are 1, first, count, then digest and data bytes of each.
+fn encode_progress(chunks: &[Durable], out: &mut Encoder) {
+    debug_assert!(chunks.len() <= PROGRESS_CHUNKS_MAX);
+    let mut rest = chunks;
+    while let Some(head) = rest.first() {
+        let Content::Data { .. } = head.content() else {
+            out.u8(0).u32(head.run().first.get()).u32(head.run().count);
+            rest = &rest[1..];
+            continue;
+        };
+        let follows = |pair: &[Durable]| {
+            matches!(pair[1].content(), Content::Data { .. })
+                && pair[0].run().end() == pair[1].run().first.get()
+        };
+        let len = 1 + rest.windows(2).take_while(|pair| follows(pair)).count();
+        out.u8(1).u32(head.run().first.get()).u32(u32::try_from(len).unwrap_or(u32::MAX));
+        for chunk in &rest[..len] {
+            if let Content::Data { digest, data_bytes } = chunk.content() {
+                out.raw(digest.as_bytes()).u32(data_bytes);
+            }
+        }
+        rest = &rest[len..];
+    }
+}
+
+fn decode_progress(from: &mut Decoder<'_>, geometry: Geometry) -> Result<Vec<Durable>> {
+    let mut chunks = Vec::new();
+    while from.remaining() > 0 {
+        let kind = from.u8()?;
+        let (first, count) = (ChunkIndex::new(from.u32()?), from.u32()?);
+        let fits = first.get().checked_add(count).is_some_and(|end| end <= geometry.chunk_count());
+        if count == 0 || !fits {
+            return Err(from.corrupt("progress lies outside the image"));
+        }
+        let run = ChunkRun::new(first, count);
+        match kind {
+            0 => chunks.push(Durable::recorded(run, Content::Zero)),
+            1 => {
+                for index in run.iter() {
+                    let digest = Digest::from_bytes(from.array()?);
+                    let data_bytes = from.u32()?;
+                    if u64::from(data_bytes) > geometry.range(index).len {
+                        return Err(from.corrupt("a chunk has more data than it is long"));
+                    }
+                    let content = Content::Data { digest, data_bytes };
+                    chunks.push(Durable::recorded(ChunkRun::new(index, 1), content));
+                }
+            }
+            _ => return Err(from.corrupt("a run is neither zero nor data")),
+        }
+    }
+    Ok(chunks)
+}
+
+/// The end of a chain of records: what the next one has to carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Chain {
+    job: JobId,
+    next_seq: u64,
+    last_sum: Sum,
+}
+
+impl Chain {
+    /// Before the first record of that job.
+    pub(crate) fn new(job: JobId) -> Self {
+        Self { job, next_seq: 0, last_sum: [0; 16] }
+    }
+
+    /// The bytes of the next record, a multiple of 512, and the chain after it.
+    pub(crate) fn seal(self, record: &Record) -> (Vec<u8>, Self) {
+        let payload = record.payload();
+        let mut out = Encoder::new();
+        out.raw(&MAGIC).u16(VERSION).u8(record.kind()).u8(0);
+        out.u32(u32::try_from(payload.len()).unwrap_or(u32::MAX)).u32(0);
+        out.u64(self.next_seq).raw(self.job.as_bytes()).raw(&self.last_sum).raw(&[0; 16]);
+        out.raw(&payload);
+        let mut bytes = out.finish();
+        bytes.resize(bytes.len().next_multiple_of(SECTOR), 0);
+        debug_assert!(bytes.len() <= RECORD_LEN_MAX, "record of {} bytes", bytes.len());
+        let sum = checksum(&bytes);
+        bytes[SUM_AT..FRAME_LEN].copy_from_slice(&sum);
+        (bytes, Self { next_seq: self.next_seq + 1, last_sum: sum, ..self })
+    }
+
+    /// Takes in a sealed record that should come next.
+    fn accept(&mut self, frame: &Frame<'_>, geometry: Option<Geometry>) -> Option<Record> {
+        if (frame.seq, frame.previous) != (self.next_seq, self.last_sum) {
+            return None;
+        }
+        let record = Record::decode(frame.kind, frame.payload, geometry).ok()?;
+        self.next_seq += 1;
+        self.last_sum = frame.sum;
+        Some(record)
+    }
+}
+
+/// BLAKE3 over the whole record, its own field left out, cut to 16 bytes.
+fn checksum(bytes: &[u8]) -> Sum {
+    let mut hasher = blake3::Hasher::new_derive_key(SUM_CONTEXT);
+    hasher.update(&bytes[..SUM_AT]).update(&bytes[FRAME_LEN..]);
+    let mut sum = [0; 16];
+    sum.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    sum
+}
+
+/// A record whose own checksum holds. Whether it is the next of the chain is another question.
+struct Frame<'a> {
+    kind: u8,
+    seq: u64,
+    previous: Sum,
+    sum: Sum,
+    payload: &'a [u8],
+}
+
+/// How long the record that begins in this sector says it is, if it may be one.
+fn announced_len(sector: &[u8]) -> Option<usize> {
+    if sector.get(..4)? != MAGIC {
+        return None;
+    }
+    let payload = u32::from_le_bytes(sector.get(8..12)?.try_into().ok()?);
+    let len = FRAME_LEN.checked_add(usize::try_from(payload).ok()?)?.next_multiple_of(SECTOR);
+    (len <= RECORD_LEN_MAX).then_some(len)
+}
+
+fn open_frame(bytes: &[u8], job: JobId) -> Option<Frame<'_>> {
+    debug_assert_eq!(announced_len(bytes), Some(bytes.len()));
+    let mut from = Decoder::new(bytes, "journal record");
+    let (_magic, version, kind, _zero) =
+        (from.raw(4).ok()?, from.u16().ok()?, from.u8().ok()?, from.u8().ok()?);
+    let (len, _zero, seq) = (from.u32().ok()?, from.u32().ok()?, from.u64().ok()?);
+    let (owner, previous, sum) = (from.array().ok()?, from.array().ok()?, from.array().ok()?);
+    let payload = from.raw(usize::try_from(len).ok()?).ok()?;
+    let valid = version == VERSION && owner == *job.as_bytes() && sum == checksum(bytes);
+    valid.then_some(Frame { kind, seq, previous, sum, payload })
+}
+
+/// What a journal says, read from its first byte to the end of its valid records.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    pub(crate) header: Header,
+    /// The number of the last attempt.
+    pub(crate) epoch: u32,
+    pub(crate) prepared: Option<Prepared>,
+    pub(crate) done: bool,
+    pub(crate) chain: Chain,
+    /// Where the next record goes.
+    pub(crate) end: u64,
+}
+
+/// Reads bytes of the journal at an offset; past its end it gives zeros.
+pub(crate) type ReadAt<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> Result<()>;
+
+/// Reads a journal of `len` bytes whose log starts at `log_at`, and shows each durable chunk to `visit`.
+///
+/// Returns `None` when no start was ever acknowledged: the header is missing or torn and no record follows it.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] when a record of this job follows an invalid one: that is damage, not a torn tail, and dropping
+/// what follows would lose acknowledged work. [`ErrorKind::Unsupported`] for a newer version.
+pub(crate) fn replay(
+    job: JobId,
+    len: u64,
+    log_at: u64,
+    read: ReadAt<'_>,
+    visit: &mut dyn FnMut(&Durable),
+) -> Result<Option<Replay>> {
+    let mut buffer = Vec::new();
+    let mut chain = Chain::new(job);
+    refuse_newer(read)?;
+    let header = match next_record(job, 0, HEADER_LEN_MAX, read, &mut buffer)? {
+        Some(frame) => chain.accept(&frame, None),
+        None => None,
+    };
+    let Some(Record::Header(header)) = header else {
+        refuse_later_records(job, log_at, len, read, &mut buffer)?;
+        return Ok(None);
+    };
+    if header.spec.job != job {
+        return Err(corrupt("the header is of another job", 0));
+    }
+    let geometry = header.spec.geometry;
+    let mut replay = Replay { header, epoch: 0, prepared: None, done: false, chain, end: log_at };
+    while let Some(frame) = next_record(job, replay.end, RECORD_LEN_MAX, read, &mut buffer)? {
+        let Some(record) = replay.chain.accept(&frame, Some(geometry)) else { break };
+        match record {
+            Record::Header(_) => return Err(corrupt("a second header", replay.end)),
+            Record::Attempt { epoch } => replay.epoch = epoch,
+            Record::Progress(chunks) => chunks.iter().for_each(&mut *visit),
+            Record::Prepared(prepared) => replay.prepared = Some(prepared),
+            Record::Done => replay.done = true,
+        }
+        replay.end += to_u64(buffer.len());
+    }
+    refuse_later_records(job, replay.end, len, read, &mut buffer)?;
+    Ok(Some(replay))
+}
+
+/// The record at that offset if its own checksum holds; its bytes are left in `buffer`.
+fn next_record<'a>(
+    job: JobId,
+    at: u64,
+    len_max: usize,
+    read: ReadAt<'_>,
+    buffer: &'a mut Vec<u8>,
+) -> Result<Option<Frame<'a>>> {
+    buffer.resize(SECTOR, 0);
+    read(at, buffer)?;
+    let Some(len) = announced_len(buffer).filter(|len| *len <= len_max) else { return Ok(None) };
+    buffer.resize(len, 0);
+    read(at + to_u64(SECTOR), &mut buffer[SECTOR..])?;
+    Ok(open_frame(buffer, job))
+}
+
+/// A version above ours in the very first bytes: say so rather than call it torn.
+fn refuse_newer(read: ReadAt<'_>) -> Result<()> {
+    let mut head = [0; 6];
+    read(0, &mut head)?;
+    let version = u16::from_le_bytes([head[4], head[5]]);
+    if head[..4] == MAGIC && version > VERSION {
+        return Err(Error::new(ErrorKind::Unsupported, format!("read journal version {version}"))
+            .hint("it was written by a newer blockferry: upgrade"));
+    }
+    Ok(())
+}
+
+/// Stops at the end of the valid records; any valid record beyond is proof of damage in between.
+fn refuse_later_records(
+    job: JobId,
+    from: u64,
+    len: u64,
+    read: ReadAt<'_>,
+    buffer: &mut Vec<u8>,
+) -> Result<()> {
+    let mut window = vec![0; 64 << 10];
+    let mut at = from;
+    while at < len {
+        let filled = to_usize(len - at).min(window.len()).next_multiple_of(SECTOR).min(window.len());
+        read(at, &mut window[..filled])?;
+        for sector in (0..filled).step_by(SECTOR) {
+            let place = at + to_u64(sector);
+            if announced_len(&window[sector..sector + SECTOR]).is_some()
+                && next_record(job, place, RECORD_LEN_MAX, read, buffer)?.is_some()
+            {
+                return Err(corrupt("a valid record follows a damaged one", from));
+            }
+        }
+        at += to_u64(filled);
+    }
+    Ok(())
+}
+
+fn corrupt(why: &str, at: u64) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("read journal: {why}, at byte {at} of it"))
+        .hint("its job cannot be resumed; cancel it and copy again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::sample_spec;
+
+    const LOG_AT: u64 = 64 << 10;
+
+    fn header() -> Header {
+        Header { spec: sample_spec(), name: "m-1".into() }
+    }
+
+    fn data(index: u32) -> Durable {
+        let content = Content::Data { digest: Digest::from_bytes([index as u8; 32]), data_bytes: 5 };
+        Durable::recorded(ChunkRun::new(ChunkIndex::new(index), 1), content)
+    }
+
+    fn zeros(first: u32, count: u32) -> Durable {
+        Durable::recorded(ChunkRun::new(ChunkIndex::new(first), count), Content::Zero)
+    }
+
+    fn journal(records: &[Record]) -> Vec<u8> {
+        let (mut bytes, mut chain) = Chain::new(sample_spec().job).seal(&Record::Header(header()));
+        bytes.resize(LOG_AT as usize, 0);
+        for record in records {
+            let (sealed, next) = chain.seal(record);
+            bytes.extend(sealed);
+            chain = next;
+        }
+        bytes
+    }
+
+    fn sample() -> Vec<Record> {
+        let prepared = Prepared { device: 1, inode: 2, root: Digest::from_bytes([3; 32]) };
+        vec![
+            Record::Attempt { epoch: 1 },
+            Record::Progress(vec![data(0), data(1), zeros(2, 9), data(15)]),
+            Record::Attempt { epoch: 2 },
+            Record::Progress(vec![data(11)]),
+            Record::Prepared(prepared),
+        ]
+    }
+
+    fn read(bytes: &[u8]) -> Result<Option<(Replay, Vec<Durable>)>> {
+        let mut seen = Vec::new();
+        let mut read = |at: u64, buffer: &mut [u8]| {
+            for (n, byte) in buffer.iter_mut().enumerate() {
+                *byte = bytes.get(at as usize + n).copied().unwrap_or(0);
+            }
+            Ok(())
+        };
+        let job = sample_spec().job;
+        let found =
+            replay(job, bytes.len() as u64, LOG_AT, &mut read, &mut |chunk| seen.push(*chunk))?;
+        Ok(found.map(|replay| (replay, seen)))
+    }
+
+    #[test]
+    fn what_was_appended_is_replayed() {
+        let (replay, seen) = read(&journal(&sample())).unwrap().unwrap();
+        assert_eq!(replay.header, header());
+        assert_eq!((replay.epoch, replay.done), (2, false));
+        assert_eq!(replay.prepared.unwrap().inode, 2);
+        assert_eq!(seen, [data(0), data(1), zeros(2, 9), data(15), data(11)]);
+    }
+
+    #[test]
+    fn a_journal_cut_anywhere_gives_a_prefix_or_was_never_acknowledged() {
+        let whole = journal(&sample());
+        let (_, all) = read(&whole).unwrap().unwrap();
+        for len in (0..whole.len()).step_by(37).chain(LOG_AT as usize - 3..whole.len()) {
+            match read(&whole[..len]).unwrap() {
+                None => assert!(len < LOG_AT as usize, "cut at {len}"),
+                Some((_, seen)) => assert!(all.starts_with(&seen), "cut at {len}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_flip_of_any_byte_is_refused_or_costs_only_the_last_record() {
+        let whole = journal(&sample());
+        let (_, all) = read(&whole).unwrap().unwrap();
+        let header_len = Chain::new(sample_spec().job).seal(&Record::Header(header())).0.len();
+        let last = whole.len() - SECTOR;
+        for at in (0..header_len).chain(LOG_AT as usize..whole.len()) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x40;
+            match read(&bytes) {
+                Err(error) => assert!(
+                    matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported),
+                    "{error}"
+                ),
+                Ok(Some((replay, seen))) => {
+                    assert!(at >= last, "flip at {at} went unseen");
+                    assert_eq!((replay.prepared, seen), (None, all.clone()));
+                }
+                Ok(None) => panic!("flip at {at}: an acknowledged start was forgotten"),
+            }
+        }
+    }
+
+    #[test]
+    fn records_of_another_job_do_not_count() {
+        let mut bytes = journal(&sample());
+        let other = JobId::from_bytes([0x22; 16]);
+        let (foreign, _) = Chain::new(other).seal(&Record::Attempt { epoch: 9 });
+        bytes.extend(foreign);
+        assert_eq!(read(&bytes).unwrap().unwrap().0.epoch, 2);
+    }
+
+    #[test]
+    fn a_swapped_or_repeated_record_is_refused() {
+        let whole = journal(&sample());
+        let first = LOG_AT as usize;
+        let mut repeated = whole.clone();
+        repeated.extend_from_slice(&whole[first..first + SECTOR]);
+        assert_eq!(read(&repeated).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn golden_bytes_of_an_attempt() {
+        let (bytes, _) = Chain::new(sample_spec().job).seal(&Record::Attempt { epoch: 7 });
+        let hex: String = bytes[..76].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(bytes.len(), SECTOR);
+        assert_eq!(
+            hex,
+            "42464a52010002000400000000000000000000000000000011111111111111111111111111111111\
+             00000000000000000000000000000000GOLDEN07000000"
+        );
+    }
+
+    #[test]
+    fn progress_outside_the_image_is_not_replayed() {
+        let bytes = journal(&[Record::Progress(vec![zeros(10, 100)])]);
+        // Its checksum holds, but what it says cannot be: it is a valid record after the end.
+        assert_eq!(read(&bytes).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+}
