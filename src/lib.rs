@@ -9,5 +9,6 @@ pub mod id;
 pub mod job;
 pub mod location;
 pub mod options;
+pub mod seal;
 
 pub use error::{Error, ErrorKind, Result};
