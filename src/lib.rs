@@ -7,8 +7,13 @@ pub mod error;
 pub mod geometry;
 pub mod id;
 pub mod job;
+mod journal;
 pub mod location;
+pub mod manifest;
 pub mod options;
+pub mod plan;
+pub mod region;
 pub mod seal;
+pub mod throttle;
 
 pub use error::{Error, ErrorKind, Result};
