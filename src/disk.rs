@@ -244,6 +244,11 @@ impl Dir {
         }
     }
 
+    pub(crate) fn set_mode(&self, mode: u32) -> Result<()> {
+        retry_on_intr(|| rustix::fs::fchmod(&self.0, Mode::from_raw_mode(mode)))
+            .map_err(|errno| Error::io("set folder mode", errno))
+    }
+
     /// Makes the entries of this folder durable.
     pub(crate) fn sync(&self) -> Result<()> {
         retry_on_intr(|| rustix::fs::fsync(&self.0))
@@ -306,6 +311,16 @@ impl File {
     /// Wraps a file that the caller opened.
     pub(crate) fn from_std(file: fs::File) -> Self {
         Self(file.into())
+    }
+
+    /// A reader from the start of the file to its end.
+    pub(crate) fn reader(&self) -> Reader<'_> {
+        Reader { file: self, offset: 0 }
+    }
+
+    /// A writer from the start of the file.
+    pub(crate) fn writer(&self) -> Writer<'_> {
+        Writer { file: self, offset: 0 }
     }
 
     pub(crate) fn facts(&self) -> Result<Facts> {
@@ -485,6 +500,40 @@ impl File {
         fcntl(&self.0, FcntlArg::F_OFD_GETLK(&mut record))
             .map_err(|errno| Error::io("look up lock", errno))?;
         Ok(i32::from(record.l_type) != libc::F_UNLCK)
+    }
+}
+
+/// Reads a file from its start, for those who take a stream.
+#[derive(Debug)]
+pub(crate) struct Reader<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl std::io::Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.file.read_at(self.offset, buffer).map_err(std::io::Error::other)?;
+        self.offset += to_u64(count);
+        Ok(count)
+    }
+}
+
+/// Writes a file from its start, for those who give a stream.
+#[derive(Debug)]
+pub(crate) struct Writer<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl std::io::Write for Writer<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file.write_at(self.offset, bytes).map_err(std::io::Error::other)?;
+        self.offset += to_u64(bytes.len());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 

@@ -8,6 +8,6 @@ pub use report::{Progress, Receipt, Stall, Stalls, Verified};
 pub use spec::{Endpoint, Fingerprint, JobSpec};
 pub use state::JobState;
 
-pub(crate) use spec::{decode_limits, encode_limits};
 #[cfg(test)]
 pub(crate) use spec::tests::sample_spec;
+pub(crate) use spec::{decode_limits, encode_limits};

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, to_u64};
 use crate::id::JobId;
 use crate::journal::record::{
-    Chain, HEADER_LEN_MAX, Header, PROGRESS_CHUNKS_MAX, Prepared, Record, replay,
+    Chain, HEADER_LEN_MAX, Header, PROGRESS_CHUNKS_MAX, Prepared, Record, read_header, replay,
 };
 use crate::journal::slot::{self, Control, SLOT_LEN, Slot, SlotKind, Status};
 
@@ -37,6 +37,7 @@ pub(crate) struct Journal {
     file: File,
     header: Header,
     tail: Mutex<Tail>,
+    watching: bool,
 }
 
 #[derive(Debug)]
@@ -49,6 +50,26 @@ struct Tail {
     done: bool,
     /// A sync failed: what is on the disk is unknown until the journal is opened anew.
     poisoned: bool,
+}
+
+impl Tail {
+    fn new(chain: Chain) -> Self {
+        Self {
+            chain,
+            end: LOG_AT,
+            reserved: 0,
+            epoch: 0,
+            prepared: None,
+            done: false,
+            poisoned: false,
+        }
+    }
+}
+
+fn read_padded(file: &File, at: u64, buffer: &mut [u8]) -> Result<()> {
+    let count = file.read_at(at, buffer)?;
+    buffer[count..].fill(0);
+    Ok(())
 }
 
 /// What opening a journal found.
@@ -76,16 +97,21 @@ impl Journal {
         }
         file.write_at(0, &bytes)?;
         file.sync_all()?;
-        let tail = Tail {
-            chain,
-            end: LOG_AT,
-            reserved: LOG_AT + RESERVE,
-            epoch: 0,
-            prepared: None,
-            done: false,
-            poisoned: false,
+        let tail = Tail { reserved: LOG_AT + RESERVE, ..Tail::new(chain) };
+        Ok(Self { file, header, tail: Mutex::new(tail), watching: false })
+    }
+
+    /// Opens a journal to watch the job or to vote on it: its log is not read and nothing can be appended.
+    ///
+    /// `None`: no such file, or no header in it.
+    pub(crate) fn watch(dir: &Dir, job: JobId) -> Result<Option<Self>> {
+        let Some(file) = dir.find_file_rw(JOURNAL)? else { return Ok(None) };
+        let Some(header) = read_header(job, &mut |at, buffer| read_padded(&file, at, buffer))?
+        else {
+            return Ok(None);
         };
-        Ok(Self { file, header, tail: Mutex::new(tail) })
+        let tail = Tail { poisoned: true, ..Tail::new(Chain::new(job)) };
+        Ok(Some(Self { file, header, tail: Mutex::new(tail), watching: true }))
     }
 
     /// Opens the journal of `job` in `dir` without owning it, and shows each durable chunk to `visit`. `None`: no such file.
@@ -99,11 +125,7 @@ impl Journal {
     ) -> Result<Option<Open>> {
         let Some(file) = dir.find_file_rw(JOURNAL)? else { return Ok(None) };
         let len = file.len()?;
-        let mut read = |at: u64, buffer: &mut [u8]| {
-            let count = file.read_at(at, buffer)?;
-            buffer[count..].fill(0);
-            Ok(())
-        };
+        let mut read = |at: u64, buffer: &mut [u8]| read_padded(&file, at, buffer);
         let Some(found) = replay(job, len, LOG_AT, &mut read, visit)? else {
             return Ok(Some(Open::Unacknowledged));
         };
@@ -116,7 +138,8 @@ impl Journal {
             done: found.done,
             poisoned: false,
         };
-        let journal = Self { file, header: found.header, tail: Mutex::new(tail) };
+        let tail = Mutex::new(tail);
+        let journal = Self { file, header: found.header, tail, watching: false };
         Ok(Some(Open::Valid(Box::new(journal))))
     }
 
@@ -134,6 +157,11 @@ impl Journal {
 
     pub(crate) fn is_done(&self) -> bool {
         self.tail().done
+    }
+
+    /// Whether it was opened by [`Journal::watch`]: then its log was not read.
+    pub(crate) fn is_watching(&self) -> bool {
+        self.watching
     }
 
     fn job(&self) -> JobId {

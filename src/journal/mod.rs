@@ -17,7 +17,7 @@ mod record;
 mod recovery;
 mod slot;
 
-pub(crate) use file::{Decision, Journal, Open};
+pub(crate) use file::{JOURNAL, Journal, Open};
 pub(crate) use record::{Header, Prepared};
 pub(crate) use recovery::{Found, Published, Settlement, settle};
 pub(crate) use slot::{Control, Status};

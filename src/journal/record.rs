@@ -313,6 +313,22 @@ pub(crate) fn replay(
     Ok(Some(replay))
 }
 
+/// The header of a journal alone; `None` when it is missing or torn.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] for a newer version.
+pub(crate) fn read_header(job: JobId, read: ReadAt<'_>) -> Result<Option<Header>> {
+    refuse_newer(read)?;
+    let mut buffer = Vec::new();
+    let Some(frame) = next_record(job, 0, HEADER_LEN_MAX, read, &mut buffer)? else {
+        return Ok(None);
+    };
+    match Chain::new(job).accept(&frame, None) {
+        Some(Record::Header(header)) if header.spec.job == job => Ok(Some(header)),
+        _ => Ok(None),
+    }
+}
+
 /// The record at that offset if its own checksum holds; its bytes are left in `buffer`.
 fn next_record<'a>(
     job: JobId,
@@ -352,7 +368,8 @@ fn refuse_later_records(
     let mut window = vec![0; 64 << 10];
     let mut at = from;
     while at < len {
-        let filled = to_usize(len - at).min(window.len()).next_multiple_of(SECTOR).min(window.len());
+        let filled =
+            to_usize(len - at).min(window.len()).next_multiple_of(SECTOR).min(window.len());
         read(at, &mut window[..filled])?;
         for sector in (0..filled).step_by(SECTOR) {
             let place = at + to_u64(sector);
@@ -384,7 +401,8 @@ mod tests {
     }
 
     fn data(index: u32) -> Durable {
-        let content = Content::Data { digest: Digest::from_bytes([index as u8; 32]), data_bytes: 5 };
+        let content =
+            Content::Data { digest: Digest::from_bytes([index as u8; 32]), data_bytes: 5 };
         Durable::recorded(ChunkRun::new(ChunkIndex::new(index), 1), content)
     }
 

@@ -39,8 +39,6 @@ pub(crate) enum Settlement {
     FinishCancel,
     /// Undecided, and the work so far is good: wait for resume or cancel.
     Keep,
-    /// Undecided, and a stranger took the name: it can never be published. Cancel, and say so.
-    NameTaken,
     /// Prepared, but the thing is under neither name: the file system lost what it had acknowledged.
     Lost,
 }
@@ -52,7 +50,6 @@ pub(crate) fn settle(found: Found) -> Settlement {
         Found { done: true, .. } => Settlement::FinishCommit,
         Found { prepared: true, published: Published::Ours, .. } => Settlement::FinishCommit,
         Found { cancelled: true, .. } => Settlement::FinishCancel,
-        Found { published: Published::Foreign, .. } => Settlement::NameTaken,
         Found { prepared: true, staged: false, .. } => Settlement::Lost,
         Found { .. } => Settlement::Keep,
     }
@@ -73,8 +70,14 @@ mod tests {
                             for published in
                                 [Published::Nothing, Published::Ours, Published::Foreign]
                             {
-                                let found =
-                                    Found { acknowledged, cancelled, done, prepared, staged, published };
+                                let found = Found {
+                                    acknowledged,
+                                    cancelled,
+                                    done,
+                                    prepared,
+                                    staged,
+                                    published,
+                                };
                                 all.push(found);
                             }
                         }
@@ -114,7 +117,9 @@ mod tests {
             staged: true,
             published: Published::Foreign,
         };
-        assert_eq!(settle(undecided), Settlement::NameTaken);
+        assert_eq!(settle(undecided), Settlement::Keep);
+        let lost = Found { staged: false, ..undecided };
+        assert_eq!(settle(lost), Settlement::Lost);
         let lost = Found { staged: false, published: Published::Nothing, ..undecided };
         assert_eq!(settle(lost), Settlement::Lost);
         let plain = Found { prepared: false, published: Published::Nothing, ..undecided };

@@ -34,10 +34,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::chunk::{Digest, Durable, Sealed, Written};
+use crate::chunk::{Content, Digest, Durable, Sealed, Written};
 use crate::disk::File;
-use crate::error::{Error, Result};
-use crate::geometry::{ByteRange, ChunkRun};
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::{ByteRange, ChunkRun, Geometry};
 use crate::id::{ImageId, JobId};
 use crate::job::{Fingerprint, JobSpec, Progress};
 use crate::manifest::{Manifest, TableBuilder};
@@ -218,6 +218,31 @@ pub struct Restored {
     pub data_bytes: u64,
 }
 
+impl Restored {
+    /// Nothing is durable yet.
+    pub fn new(geometry: Geometry) -> Self {
+        Self { table: TableBuilder::new(geometry), data_bytes: 0 }
+    }
+
+    /// Takes in what a checkpoint recorded.
+    ///
+    /// # Errors
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) when it lies outside the image.
+    pub fn record(&mut self, chunk: &Durable) -> Result<()> {
+        let run = chunk.run();
+        if run.count == 0 || !self.table.geometry().holds(run) {
+            return Err(Error::new(ErrorKind::Corrupt, "restore chunks outside the image"));
+        }
+        if let Content::Data { data_bytes, .. } = chunk.content() {
+            // A chunk that was written again after a failed verification is counted once.
+            let counted = self.table.digest(run.first).is_some_and(|held| held.is_some());
+            self.data_bytes += if counted { 0 } else { u64::from(data_bytes) };
+        }
+        self.table.put(run, chunk.content());
+        Ok(())
+    }
+}
+
 /// What others ask of the owner of a stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -293,8 +318,9 @@ pub trait Region: Debug + Send + Sync {
     /// Puts a wish before the owner of the stage; `false` when there is no such stage.
     fn wish(&self, job: JobId, wish: Wish) -> BoxFuture<'_, Result<bool>>;
 
-    /// Settles every staged job that no live process owns. Idempotent, also when it is interrupted.
-    fn recover(&self) -> BoxFuture<'_, Result<Vec<Recovered>>>;
+    /// Settles every staged job that no live process owns, or just the one. Idempotent, also when
+    /// it is interrupted.
+    fn recover(&self, only: Option<JobId>) -> BoxFuture<'_, Result<Vec<Recovered>>>;
 }
 
 /// A read-only view of one committed image. There is no way to write through it.
@@ -423,9 +449,7 @@ pub(crate) fn blocking<'a, T: Send + 'static>(
     Box::pin(async move {
         match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
-            Err(error) => {
-                Err(Error::new(crate::ErrorKind::Io, "run file work").because(error))
-            }
+            Err(error) => Err(Error::new(ErrorKind::Io, "run file work").because(error)),
         }
     })
 }

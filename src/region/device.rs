@@ -1,0 +1,506 @@
+//! A block device as a region of one image, written in place: nothing hides the copy while it runs.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use crate::chunk::{Durable, Sealed, Written};
+use crate::disk::{Dir, File};
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::{ByteRange, ChunkRun, to_usize};
+use crate::id::{ImageId, JobId};
+use crate::job::{JobSpec, JobState, Progress};
+use crate::journal::{
+    Found, Header, JOURNAL, Journal, Open, Prepared, Published, Settlement, Status, settle,
+};
+use crate::manifest::Manifest;
+use crate::region::local::LocalSource;
+use crate::region::stage::{put_wish, staged_job, until_decided};
+use crate::region::{
+    BoxFuture, Capabilities, ImageInfo, LocalFile, Located, Outcome, Recovered, Region, Restored,
+    Settled, Source, StagedJob, Target, Vote, Wish, Wishes, blocking,
+};
+
+/// The folder of the state folder that holds a folder per job, each with its journal.
+const IN_PLACE: &str = "in-place";
+
+/// A block device. Its first chunk is written last, after everything else is durable; a rollback
+/// writes zeros over the whole image. Neither gives back what the device held before.
+#[derive(Debug)]
+pub(super) struct DeviceRegion {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    location: String,
+    journals: PathBuf,
+}
+
+impl DeviceRegion {
+    pub(super) fn new(path: PathBuf, location: String, state_dir: &Path) -> Self {
+        let journals = state_dir.join(IN_PLACE);
+        Self { shared: Arc::new(Shared { path, location, journals }) }
+    }
+
+    fn with<'a, T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Arc<Shared>) -> Result<T> + Send + 'static,
+    ) -> BoxFuture<'a, Result<T>> {
+        let shared = self.shared.clone();
+        blocking(move || work(&shared).map_err(|error| error.within(shared.location.clone())))
+    }
+}
+
+/// One job's folder, open.
+#[derive(Debug)]
+struct Stage {
+    parent: Dir,
+    dir: Dir,
+    job: JobId,
+}
+
+impl Shared {
+    fn stage(self: &Arc<Self>, spec: &JobSpec) -> Result<DeviceStage> {
+        if !spec.destructive {
+            return Err(Error::new(ErrorKind::Invalid, "overwrite a block device")
+                .hint("its content will be lost: say --destructive if you mean it"));
+        }
+        let parent = Dir::open_or_create_path(&self.journals)?;
+        let _claim = parent.claim()?;
+        if let Some(stage) = self.find(spec.job)? {
+            return self.take_over(stage, spec);
+        }
+        for job in jobs_in(&parent)? {
+            if self.name_of(job)?.as_deref() == Some(self.name())
+                && !matches!(self.settle(job)?.settled, Settled::RolledBack | Settled::Committed)
+            {
+                return Err(Error::new(ErrorKind::Busy, "stage a block device")
+                    .hint(format!("job {job} copies to it: wait, resume or cancel that one")));
+            }
+        }
+        let device = self.open_device(spec)?;
+        let dir = parent.make_dir(&spec.job.to_string(), 0o700)?;
+        parent.sync()?;
+        let header = Header { spec: spec.clone(), name: self.name().to_owned() };
+        let journal = Journal::create(&dir, header)?;
+        dir.sync()?;
+        let stage = Stage { parent, dir, job: spec.job };
+        Ok(DeviceStage::new(self, stage, journal, device, Restored::new(spec.geometry)))
+    }
+
+    fn take_over(self: &Arc<Self>, stage: Stage, spec: &JobSpec) -> Result<DeviceStage> {
+        let mut restored = Restored::new(spec.geometry);
+        let mut broken = Ok(());
+        let opened = Journal::open(&stage.dir, stage.job, &mut |chunk| {
+            if let Err(error) = restored.record(chunk) {
+                broken = Err(error);
+            }
+        })?;
+        broken?;
+        let Some(Open::Valid(journal)) = opened else {
+            return Err(Error::new(ErrorKind::Corrupt, "take over a job without journal"));
+        };
+        if !journal.header().spec.same_request(spec) {
+            return Err(Error::new(ErrorKind::Invalid, format!("take over job {}", stage.job))
+                .hint("it was started with another request"));
+        }
+        if !journal.try_own()? || !journal.is_still_in(&stage.dir)? {
+            return Err(Error::new(ErrorKind::Busy, format!("take over job {}", stage.job))
+                .hint("another process runs it"));
+        }
+        let device = self.open_device(spec)?;
+        Ok(DeviceStage::new(self, stage, *journal, device, restored))
+    }
+
+    fn open_device(&self, spec: &JobSpec) -> Result<File> {
+        let device = File::open_device(&self.path).map_err(|error| {
+            error.hint("the device is mounted or in use, or you may not write it")
+        })?;
+        let (has, needs) = (device.len()?, spec.geometry.image_bytes());
+        if has < needs {
+            let what = format!("copy {needs} bytes to a device of {has}");
+            return Err(Error::new(ErrorKind::NoSpace, what).hint("use a larger device"));
+        }
+        Ok(device)
+    }
+
+    fn name(&self) -> &str {
+        // Checked when the region was opened.
+        self.path.to_str().unwrap_or_default()
+    }
+
+    fn find(&self, job: JobId) -> Result<Option<Stage>> {
+        let parent = Dir::open_or_create_path(&self.journals)?;
+        let dir = parent.find_dir(&job.to_string())?;
+        Ok(dir.map(|dir| Stage { parent, dir, job }))
+    }
+
+    fn watch(&self, job: JobId) -> Result<Option<(Stage, Journal)>> {
+        let Some(stage) = self.find(job)? else { return Ok(None) };
+        Ok(Journal::watch(&stage.dir, job)?.map(|journal| (stage, journal)))
+    }
+
+    fn name_of(&self, job: JobId) -> Result<Option<String>> {
+        Ok(self.watch(job)?.map(|(_, journal)| journal.header().name.clone()))
+    }
+
+    /// The jobs staged for this device.
+    fn jobs(&self) -> Result<Vec<StagedJob>> {
+        let parent = Dir::open_or_create_path(&self.journals)?;
+        let mut jobs = Vec::new();
+        for job in jobs_in(&parent)? {
+            if self.name_of(job)?.as_deref() == Some(self.name()) {
+                jobs.extend(self.job(job)?);
+            }
+        }
+        Ok(jobs)
+    }
+
+    fn job(&self, job: JobId) -> Result<Option<StagedJob>> {
+        self.watch(job)?.map(|(_, journal)| staged_job(&journal)).transpose()
+    }
+
+    fn try_wish(&self, job: JobId, wish: Wish) -> Result<Option<bool>> {
+        match self.watch(job)? {
+            Some((_, journal)) => put_wish(&journal, wish),
+            None => Ok(Some(false)),
+        }
+    }
+
+    fn try_cancel(self: &Arc<Self>, job: JobId) -> Result<Option<Vote>> {
+        let Some((stage, watched)) = self.watch(job)? else { return Ok(Some(Vote::Unknown)) };
+        // The decision may be in the log, so it is read under the right to decide.
+        let Some(decision) = watched.try_decide()? else { return Ok(None) };
+        let Some(Open::Valid(journal)) = Journal::open(&stage.dir, job, &mut |_| {})? else {
+            return Ok(None);
+        };
+        let first = match settle(found(&journal)?) {
+            Settlement::FinishCommit => return Ok(Some(Vote::Committed)),
+            Settlement::FinishCancel => false,
+            Settlement::Keep | Settlement::Lost | Settlement::Forget => {
+                decision.cancel()?;
+                true
+            }
+        };
+        drop(decision);
+        let clean = watched.try_own()?;
+        if clean {
+            let spec = &journal.header().spec;
+            let device = self.open_device(spec)?;
+            clean_up(&stage, &journal, &device)?;
+        }
+        Ok(Some(Vote::Cancelled { first, clean }))
+    }
+
+    fn recover(&self, only: Option<JobId>) -> Result<Vec<Recovered>> {
+        let mut all = self.jobs()?;
+        all.retain(|staged| only.is_none_or(|only| only == staged.spec.job));
+        let settle_one = |staged: StagedJob| {
+            let job = staged.spec.job;
+            self.settle(job).unwrap_or_else(|error| {
+                Recovered::new(job, Some(staged.spec), Settled::Failed(error))
+            })
+        };
+        Ok(all.into_iter().map(settle_one).collect())
+    }
+
+    fn settle(&self, job: JobId) -> Result<Recovered> {
+        let Some(stage) = self.find(job)? else {
+            return Ok(Recovered::new(job, None, Settled::Forgotten));
+        };
+        let Some(Open::Valid(journal)) = Journal::open(&stage.dir, job, &mut |_| {})? else {
+            return Ok(Recovered::new(job, None, Settled::Running));
+        };
+        let spec = journal.header().spec.clone();
+        if !journal.try_own()? {
+            return Ok(Recovered::new(job, Some(spec), Settled::Running));
+        }
+        let settled = match settle(found(&journal)?) {
+            Settlement::FinishCommit => {
+                remove(&stage)?;
+                Settled::Committed
+            }
+            Settlement::FinishCancel => {
+                clean_up(&stage, &journal, &self.open_device(&spec)?)?;
+                Settled::RolledBack
+            }
+            Settlement::Keep | Settlement::Lost | Settlement::Forget => Settled::Kept,
+        };
+        Ok(Recovered::new(job, Some(spec), settled))
+    }
+}
+
+fn jobs_in(parent: &Dir) -> Result<Vec<JobId>> {
+    let names = parent.names(|name| name.parse::<JobId>().is_ok())?;
+    Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+}
+
+/// In place, the `done` record is the decision; nothing is renamed.
+fn found(journal: &Journal) -> Result<Found> {
+    Ok(Found {
+        acknowledged: true,
+        cancelled: journal.is_cancelled()?,
+        done: journal.is_done(),
+        prepared: journal.prepared().is_some(),
+        staged: true,
+        published: Published::Nothing,
+    })
+}
+
+/// Rolls back: zeros over the image if an attempt was ever begun, then the journal goes.
+fn clean_up(stage: &Stage, journal: &Journal, device: &File) -> Result<()> {
+    if journal.epoch() > 0 {
+        device.write_zeroes(journal.header().spec.geometry.whole())?;
+        device.sync_all()?;
+    }
+    remove(stage)
+}
+
+fn remove(stage: &Stage) -> Result<()> {
+    stage.dir.remove_file(JOURNAL)?;
+    stage.parent.remove_dir(&stage.job.to_string())?;
+    stage.parent.sync()
+}
+
+impl Region for DeviceRegion {
+    fn location(&self) -> String {
+        self.shared.location.clone()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::in_place()
+    }
+
+    fn open<'a>(&'a self, _image: &'a ImageId) -> BoxFuture<'a, Result<Arc<dyn Source>>> {
+        self.with(|shared| {
+            let (path, location) = (shared.path.clone(), shared.location.clone());
+            let source: Arc<dyn Source> = Arc::new(LocalSource::open_path(path, location)?);
+            Ok(source)
+        })
+    }
+
+    fn stage<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
+        let spec = spec.clone();
+        self.with(move |shared| {
+            let stage = Arc::new(shared.stage(&spec)?);
+            let file = LocalFile::of(stage.device.clone())?;
+            let target: Arc<dyn Target> = Arc::new(DeviceTarget { stage, file });
+            Ok(target)
+        })
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<ImageInfo>>> {
+        self.with(|shared| {
+            let image: ImageId = crate::location::FILE_IMAGE.parse()?;
+            Ok(vec![ImageInfo::new(image, File::open_path(&shared.path)?.len()?)])
+        })
+    }
+
+    fn remove<'a>(&'a self, _image: &'a ImageId) -> BoxFuture<'a, Result<()>> {
+        self.with(|_| Err(Error::new(ErrorKind::Unsupported, "remove a block device")))
+    }
+
+    fn locate<'a>(&'a self, _image: &'a ImageId) -> BoxFuture<'a, Result<Located>> {
+        self.with(|shared| {
+            let staged = shared.jobs()?.first().map(|staged| staged.spec.job);
+            Ok(staged.map_or(Located::Committed(None), Located::Staged))
+        })
+    }
+
+    fn jobs(&self) -> BoxFuture<'_, Result<Vec<StagedJob>>> {
+        self.with(|shared| shared.jobs())
+    }
+
+    fn job(&self, job: JobId) -> BoxFuture<'_, Result<Option<StagedJob>>> {
+        self.with(move |shared| shared.job(job))
+    }
+
+    fn cancel<'a>(&'a self, job: JobId, _image: &'a ImageId) -> BoxFuture<'a, Result<Vote>> {
+        let shared = self.shared.clone();
+        Box::pin(until_decided(move || {
+            shared.try_cancel(job).map_err(|error| error.within(shared.location.clone()))
+        }))
+    }
+
+    fn wish(&self, job: JobId, wish: Wish) -> BoxFuture<'_, Result<bool>> {
+        let shared = self.shared.clone();
+        Box::pin(until_decided(move || shared.try_wish(job, wish)))
+    }
+
+    fn recover(&self, only: Option<JobId>) -> BoxFuture<'_, Result<Vec<Recovered>>> {
+        self.with(move |shared| shared.recover(only))
+    }
+}
+
+/// A device in the hands of its owner.
+#[derive(Debug)]
+struct DeviceStage {
+    shared: Arc<Shared>,
+    stage: Stage,
+    journal: Journal,
+    device: Arc<File>,
+    restored: Mutex<Option<Restored>>,
+}
+
+impl DeviceStage {
+    fn new(
+        shared: &Arc<Shared>,
+        stage: Stage,
+        journal: Journal,
+        device: File,
+        restored: Restored,
+    ) -> Self {
+        let restored = Mutex::new(Some(restored));
+        Self { shared: shared.clone(), stage, journal, device: Arc::new(device), restored }
+    }
+
+    fn begin(&self) -> Result<Restored> {
+        let epoch = self.journal.begin_attempt()?;
+        let image_bytes = self.journal.header().spec.geometry.image_bytes();
+        let progress = Progress::new(JobState::Copying, image_bytes);
+        self.journal.set_status(&Status { epoch, progress })?;
+        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        restored.take().ok_or_else(|| Error::new(ErrorKind::Invalid, "begin the same target twice"))
+    }
+
+    fn prepare(&self, manifest: &Manifest) -> Result<()> {
+        self.device.sync_all()?;
+        let facts = self.device.facts()?;
+        let root = manifest.root();
+        let (device, inode) = (facts.device, facts.inode);
+        self.journal.append_prepared(Prepared { device, inode, root })
+    }
+
+    fn try_publish(&self) -> Result<Option<Outcome>> {
+        let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
+        match settle(found(&self.journal)?) {
+            Settlement::FinishCommit => {}
+            Settlement::FinishCancel => return Ok(Some(Outcome::Cancelled)),
+            Settlement::Keep | Settlement::Lost | Settlement::Forget => {
+                // The decision: every byte is durable, and this record says so for good.
+                self.journal.append_done(&decision)?;
+            }
+        }
+        Ok(Some(Outcome::Committed))
+    }
+
+    fn try_discard(&self) -> Result<Option<Outcome>> {
+        if !self.journal.is_still_in(&self.stage.dir)? {
+            return Ok(Some(Outcome::Cancelled));
+        }
+        let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
+        match settle(found(&self.journal)?) {
+            Settlement::FinishCommit => return Ok(Some(Outcome::Committed)),
+            Settlement::FinishCancel => {}
+            Settlement::Keep | Settlement::Lost | Settlement::Forget => decision.cancel()?,
+        }
+        drop(decision);
+        clean_up(&self.stage, &self.journal, &self.device)?;
+        Ok(Some(Outcome::Cancelled))
+    }
+
+    fn wishes(&self) -> Result<Wishes> {
+        let control = self.journal.control()?;
+        Ok(Wishes {
+            cancelled: self.journal.is_cancelled()?,
+            suspend: control.suspend_epoch != 0 && control.suspend_epoch == self.journal.epoch(),
+            limits: control.limits,
+        })
+    }
+}
+
+#[derive(Debug)]
+struct DeviceTarget {
+    stage: Arc<DeviceStage>,
+    file: LocalFile,
+}
+
+impl DeviceTarget {
+    fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&DeviceStage) -> Result<T> + Send + 'static,
+    ) -> BoxFuture<'_, Result<T>> {
+        let stage = self.stage.clone();
+        blocking(move || work(&stage).map_err(|error| error.within(stage.shared.location.clone())))
+    }
+}
+
+impl Target for DeviceTarget {
+    fn location(&self) -> String {
+        self.stage.shared.location.clone()
+    }
+
+    fn begin(&self) -> BoxFuture<'_, Result<Restored>> {
+        self.with(DeviceStage::begin)
+    }
+
+    fn write(&self, chunk: Sealed) -> BoxFuture<'_, Result<Written>> {
+        self.with(move |stage| {
+            stage.device.write_at(chunk.range().offset, chunk.data())?;
+            Ok(chunk.written())
+        })
+    }
+
+    fn write_zeroes(&self, run: ChunkRun) -> BoxFuture<'_, Result<Written>> {
+        self.with(move |stage| {
+            stage.device.write_zeroes(stage.journal.header().spec.geometry.run_range(run))?;
+            Ok(Written::zeroes(run))
+        })
+    }
+
+    fn sync(&self) -> BoxFuture<'_, Result<()>> {
+        self.with(|stage| stage.device.sync_data())
+    }
+
+    fn checkpoint<'a>(&'a self, chunks: &'a [Durable]) -> BoxFuture<'a, Result<()>> {
+        let chunks = chunks.to_vec();
+        self.with(move |stage| stage.journal.append_progress(&chunks))
+    }
+
+    fn read_back(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>> {
+        self.with(move |stage| {
+            stage.device.evict(range)?;
+            let mut buffer = vec![0; to_usize(range.len)];
+            let count = stage.device.read_at(range.offset, &mut buffer)?;
+            buffer.truncate(count);
+            Ok(buffer.into())
+        })
+    }
+
+    fn commit<'a>(&'a self, manifest: &'a Manifest) -> BoxFuture<'a, Result<Outcome>> {
+        Box::pin(async move {
+            let manifest = manifest.clone();
+            self.with(move |stage| stage.prepare(&manifest)).await?;
+            let stage = self.stage.clone();
+            until_decided(move || stage.try_publish()).await
+        })
+    }
+
+    fn finish(&self) -> BoxFuture<'_, Result<()>> {
+        self.with(|stage| remove(&stage.stage))
+    }
+
+    fn discard(&self) -> BoxFuture<'_, Result<Outcome>> {
+        let stage = self.stage.clone();
+        Box::pin(until_decided(move || stage.try_discard()))
+    }
+
+    fn wishes(&self) -> BoxFuture<'_, Result<Wishes>> {
+        self.with(DeviceStage::wishes)
+    }
+
+    fn report<'a>(&'a self, progress: &'a Progress) -> BoxFuture<'a, Result<()>> {
+        let progress = progress.clone();
+        self.with(move |stage| {
+            let epoch = stage.journal.epoch();
+            stage.journal.set_status(&Status { epoch, progress })
+        })
+    }
+
+    fn local(&self) -> Option<LocalFile> {
+        Some(self.file.clone())
+    }
+}

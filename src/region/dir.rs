@@ -1,0 +1,187 @@
+//! A directory region: committed images are folders `<root>/<image>/{data,manifest}`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::disk::{Dir, Kind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{ImageId, JobId};
+use crate::job::JobSpec;
+use crate::region::local::LocalSource;
+use crate::region::stage::{
+    DATA, Layout, MANIFEST, StageStore, StageTarget, read_manifest, until_decided,
+};
+use crate::region::{
+    BoxFuture, Capabilities, ImageInfo, Located, Recovered, Region, Source, StagedJob, Target,
+    Vote, Wish, blocking,
+};
+
+/// Images under a root folder on this host. The root must exist; it is never created.
+///
+/// Images being copied lie under `<root>/.blockferry/stage/<job>` until one rename publishes them. A committed image's folder
+/// has mode 0750 and its files 0440. Put the root on a local file system: locks and renames of network file systems do not
+/// decide anything.
+#[derive(Debug)]
+pub struct DirRegion {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    location: String,
+    store: Arc<StageStore>,
+}
+
+impl DirRegion {
+    /// Opens the region under that root. Blocks shortly.
+    ///
+    /// # Errors
+    /// `NotFound` when the folder is missing, `Invalid` when it is no folder, `Denied` when it may not be read.
+    pub fn open_root(root: impl AsRef<Path>) -> Result<Self> {
+        let root = root.as_ref();
+        let location = format!("dir://{}", root.display());
+        let dir = Dir::open_path(root).map_err(|error| {
+            error.within(location.clone()).hint("a region's root must be a folder that exists")
+        })?;
+        let store = StageStore::new(dir, Layout::Images, location.clone());
+        Ok(Self { shared: Arc::new(Shared { location, store: Arc::new(store) }) })
+    }
+
+    fn with<'a, T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> Result<T> + Send + 'static,
+    ) -> BoxFuture<'a, Result<T>> {
+        let shared = self.shared.clone();
+        blocking(move || work(&shared).map_err(|error| error.within(shared.location.clone())))
+    }
+}
+
+impl Shared {
+    fn location_of(&self, image: &ImageId) -> String {
+        format!("{}/{image}", self.location)
+    }
+
+    fn open(&self, image: &ImageId) -> Result<Arc<dyn Source>> {
+        let location = self.location_of(image);
+        let folder = self.folder(image)?;
+        let manifest = read_manifest(&folder)?.ok_or_else(|| {
+            Error::new(ErrorKind::Corrupt, "open image: it has no manifest").within(&location)
+        })?;
+        let data = folder.open_file(DATA).map_err(|error| error.within(location.clone()))?;
+        let (is, should) = (data.len()?, manifest.geometry().image_bytes());
+        if is != should {
+            let what = format!("open image: {is} bytes of data where {should} belong");
+            return Err(Error::new(ErrorKind::Corrupt, what).within(location));
+        }
+        Ok(Arc::new(LocalSource::open_image(data, location, manifest)?))
+    }
+
+    fn folder(&self, image: &ImageId) -> Result<Dir> {
+        self.store
+            .root()
+            .open_dir(image.as_str())
+            .map_err(|error| error.within(self.location_of(image)))
+    }
+
+    fn list(&self) -> Result<Vec<ImageInfo>> {
+        let root = self.store.root();
+        let mut images = Vec::new();
+        for name in root.names(|name| name.parse::<ImageId>().is_ok())? {
+            if root.facts_of(&name)?.is_none_or(|facts| facts.kind != Kind::Dir) {
+                continue;
+            }
+            let image: ImageId = name.parse()?;
+            if let Some(manifest) = read_manifest(&root.open_dir(&name)?)
+                .map_err(|error| error.within(self.location_of(&image)))?
+            {
+                images.push(ImageInfo::of_manifest(image, &manifest));
+            }
+        }
+        Ok(images)
+    }
+
+    fn remove(&self, image: &ImageId) -> Result<()> {
+        let folder = self.folder(image)?;
+        // Order: without its manifest an image is none, so a crash in between leaves no half image.
+        folder.remove_file(MANIFEST)?;
+        folder.sync()?;
+        folder.remove_file(DATA)?;
+        folder.sync()?;
+        self.store.root().remove_dir(image.as_str())?;
+        self.store.root().sync()
+    }
+
+    fn locate(&self, image: &ImageId) -> Result<Located> {
+        if let Some(folder) = self.store.root().find_dir(image.as_str())? {
+            let manifest = read_manifest(&folder)?;
+            return Ok(Located::Committed(manifest.and_then(|manifest| manifest.job())));
+        }
+        Ok(self.store.job_staging(image.as_str())?.map_or(Located::Absent, Located::Staged))
+    }
+}
+
+impl Region for DirRegion {
+    fn location(&self) -> String {
+        self.shared.location.clone()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::staged()
+    }
+
+    fn open<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<Arc<dyn Source>>> {
+        let image = image.clone();
+        self.with(move |shared| shared.open(&image))
+    }
+
+    fn stage<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
+        let spec = spec.clone();
+        self.with(move |shared| {
+            let stage = shared.store.stage(&spec, spec.target.image.as_str())?;
+            let location = shared.location_of(&spec.target.image);
+            let target: Arc<dyn Target> = Arc::new(StageTarget::new(stage, location)?);
+            Ok(target)
+        })
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<ImageInfo>>> {
+        self.with(Shared::list)
+    }
+
+    fn remove<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<()>> {
+        let image = image.clone();
+        self.with(move |shared| shared.remove(&image))
+    }
+
+    fn locate<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<Located>> {
+        let image = image.clone();
+        self.with(move |shared| shared.locate(&image))
+    }
+
+    fn jobs(&self) -> BoxFuture<'_, Result<Vec<StagedJob>>> {
+        self.with(|shared| shared.store.jobs())
+    }
+
+    fn job(&self, job: JobId) -> BoxFuture<'_, Result<Option<StagedJob>>> {
+        self.with(move |shared| shared.store.job(job))
+    }
+
+    fn cancel<'a>(&'a self, job: JobId, image: &'a ImageId) -> BoxFuture<'a, Result<Vote>> {
+        let (shared, image) = (self.shared.clone(), image.clone());
+        Box::pin(until_decided(move || {
+            shared
+                .store
+                .try_cancel(job, &image)
+                .map_err(|error| error.within(shared.location_of(&image)))
+        }))
+    }
+
+    fn wish(&self, job: JobId, wish: Wish) -> BoxFuture<'_, Result<bool>> {
+        let shared = self.shared.clone();
+        Box::pin(until_decided(move || shared.store.try_wish(job, wish)))
+    }
+
+    fn recover(&self, only: Option<JobId>) -> BoxFuture<'_, Result<Vec<Recovered>>> {
+        self.with(move |shared| shared.store.recover(only))
+    }
+}

@@ -1,0 +1,480 @@
+//! Stages on a file system: how a copy is claimed, prepared, published by one rename, cancelled and recovered.
+
+mod owned;
+mod target;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::disk::{Dir, Facts};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{ImageId, JobId};
+use crate::job::JobSpec;
+use crate::journal::{Found, Header, JOURNAL, Journal, Open, Published, Settlement, settle};
+use crate::manifest::Manifest;
+use crate::region::{Recovered, Restored, Settled, StagedJob, Vote, Wish};
+
+pub(crate) use owned::OwnedStage;
+pub(crate) use target::{StageTarget, until_decided};
+
+/// The image's bytes, in a stage and in a region.
+pub(crate) const DATA: &str = "data";
+/// The image's manifest, in a stage and in a directory region.
+pub(crate) const MANIFEST: &str = "manifest";
+/// What a directory region's stage publishes.
+const IMAGE: &str = "image";
+/// The folder of a directory region that is ours.
+const OURS: &str = ".blockferry";
+const STAGE: &str = "stage";
+/// How the stages of plain files are named, beside the file to be.
+const FILE_STAGE_PREFIX: &str = ".blockferry-";
+
+/// What a stage publishes, and where stages are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// `<root>/.blockferry/stage/<job>/{journal,image/{data,manifest}}`; `image` becomes `<root>/<name>`.
+    Images,
+    /// `<root>/.blockferry-<job>/{journal,data}`; `data` becomes `<root>/<name>`.
+    Files,
+}
+
+/// The stages below one folder.
+#[derive(Debug)]
+pub(crate) struct StageStore {
+    root: Dir,
+    layout: Layout,
+    location: String,
+    /// The names that staged jobs are to publish: immutable, so a claim reads each journal header once only.
+    names: Mutex<HashMap<JobId, String>>,
+}
+
+/// Whether the caller holds the claim on the stages' folder.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    Held,
+    Needed,
+}
+
+/// One stage's folder, open.
+#[derive(Debug)]
+struct Stage {
+    parent: Dir,
+    dir: Dir,
+    job: JobId,
+}
+
+impl StageStore {
+    pub(crate) fn new(root: Dir, layout: Layout, location: String) -> Self {
+        Self { root, layout, location, names: Mutex::default() }
+    }
+
+    pub(crate) fn root(&self) -> &Dir {
+        &self.root
+    }
+
+    /// Stages a new image under `name`, or takes over what the job has staged.
+    pub(crate) fn stage(self: &Arc<Self>, spec: &JobSpec, name: &str) -> Result<OwnedStage> {
+        let parent = self.make_parent()?;
+        // Order: the claim is held while we look for rivals and until our own name is durable.
+        let _claim = parent.claim()?;
+        if let Some(stage) = self.find(spec.job)? {
+            match self.open_restoring(&stage, spec)? {
+                Some((journal, restored)) => {
+                    return OwnedStage::take_over(self, stage, journal, restored);
+                }
+                None => self.forget(&stage)?,
+            }
+        }
+        if self.root.facts_of(name)?.is_some() {
+            return Err(Error::new(ErrorKind::Exists, format!("stage {name}"))
+                .hint("choose another name, or remove what is there"));
+        }
+        self.refuse_rivals(spec.job, name)?;
+        self.create(&parent, spec, name)
+    }
+
+    /// One stage per name: a rival that is only waiting to be cleaned is cleaned, any other is `Busy`.
+    fn refuse_rivals(&self, job: JobId, name: &str) -> Result<()> {
+        for rival in self.stages()?.into_iter().filter(|rival| *rival != job) {
+            if self.name_of(rival)?.as_deref() != Some(name) {
+                continue;
+            }
+            let settled = self.settle(rival, Claim::Held)?.settled;
+            if !matches!(settled, Settled::RolledBack | Settled::Committed | Settled::Forgotten) {
+                return Err(Error::new(ErrorKind::Busy, format!("stage {name}"))
+                    .hint(format!("job {rival} copies to it: wait, resume or cancel that one")));
+            }
+        }
+        Ok(())
+    }
+
+    fn create(self: &Arc<Self>, parent: &Dir, spec: &JobSpec, name: &str) -> Result<OwnedStage> {
+        let folder = self.folder(spec.job);
+        // Order: folders → journal → data, each durable before the next, so that a stage without a valid header was never
+        // acknowledged, and one that holds data always was about to be.
+        let dir = parent.make_dir(&folder, 0o700)?;
+        let inner = match self.layout {
+            Layout::Images => dir.make_dir(IMAGE, 0o700)?,
+            Layout::Files => dir.reopen()?,
+        };
+        inner.sync()?;
+        dir.sync()?;
+        parent.sync()?;
+        let header = Header { spec: spec.clone(), name: name.to_owned() };
+        let journal = Journal::create(&dir, header)?;
+        dir.sync()?;
+        let data = inner.create_file(DATA, 0o600)?;
+        data.set_len(spec.geometry.image_bytes())?;
+        data.sync_all()?;
+        inner.sync()?;
+        self.names().insert(spec.job, name.to_owned());
+        OwnedStage::fresh(self, parent.reopen()?, dir, inner, journal, data)
+    }
+
+    /// The journal of a stage and what it made durable; `None` when its start was never acknowledged.
+    fn open_restoring(&self, stage: &Stage, spec: &JobSpec) -> Result<Option<(Journal, Restored)>> {
+        let Some(watched) = Journal::watch(&stage.dir, stage.job)? else { return Ok(None) };
+        if !watched.header().spec.same_request(spec) {
+            return Err(Error::new(ErrorKind::Invalid, format!("take over job {}", stage.job))
+                .hint("it was started with another request"));
+        }
+        let mut restored = Restored::new(watched.header().spec.geometry);
+        let mut broken = Ok(());
+        let opened = Journal::open(&stage.dir, stage.job, &mut |chunk| {
+            if let Err(error) = restored.record(chunk) {
+                broken = Err(error);
+            }
+        })?;
+        broken?;
+        match opened {
+            Some(Open::Valid(journal)) => Ok(Some((*journal, restored))),
+            Some(Open::Unacknowledged) | None => Ok(None),
+        }
+    }
+
+    /// The staged jobs, by number.
+    fn stages(&self) -> Result<Vec<JobId>> {
+        let Some(parent) = self.find_parent()? else { return Ok(Vec::new()) };
+        let names = parent.names(|name| self.job_of(name).is_some())?;
+        Ok(names.iter().filter_map(|name| self.job_of(name)).collect())
+    }
+
+    /// What is known of each staged job.
+    pub(crate) fn jobs(&self) -> Result<Vec<StagedJob>> {
+        let mut jobs = Vec::new();
+        for job in self.stages()? {
+            jobs.extend(self.job(job)?);
+        }
+        Ok(jobs)
+    }
+
+    /// What is known of that job, if it is staged here and was acknowledged.
+    pub(crate) fn job(&self, job: JobId) -> Result<Option<StagedJob>> {
+        let Some(stage) = self.find(job)? else { return Ok(None) };
+        let Some(journal) = Journal::watch(&stage.dir, job)? else { return Ok(None) };
+        staged_job(&journal).map(Some)
+    }
+
+    /// The job that has that name staged.
+    pub(crate) fn job_staging(&self, name: &str) -> Result<Option<JobId>> {
+        for job in self.stages()? {
+            if self.name_of(job)?.as_deref() == Some(name) {
+                return Ok(Some(job));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Puts a wish before the owner; `None` when somebody else is doing so at this moment.
+    pub(crate) fn try_wish(&self, job: JobId, wish: Wish) -> Result<Option<bool>> {
+        let Some(stage) = self.find(job)? else { return Ok(Some(false)) };
+        let Some(journal) = Journal::watch(&stage.dir, job)? else { return Ok(Some(false)) };
+        put_wish(&journal, wish)
+    }
+
+    /// Decides to cancel unless the job has committed, and cleans up unless it has a live owner.
+    ///
+    /// `None`: somebody holds the decision at this moment; ask again.
+    pub(crate) fn try_cancel(&self, job: JobId, image: &ImageId) -> Result<Option<Vote>> {
+        let Some(stage) = self.find(job)? else { return self.vote_without_stage(job, image) };
+        let Some(journal) = Journal::watch(&stage.dir, job)? else {
+            // Nobody can publish a stage without header; it needs no decision, only a broom.
+            let _claim = stage.parent.claim()?;
+            self.clean(&stage.parent, &stage.dir, job)?;
+            return Ok(Some(Vote::Cancelled { first: true, clean: true }));
+        };
+        let Some(decision) = journal.try_decide()? else { return Ok(None) };
+        if !journal.is_still_in(&stage.dir)? {
+            return Ok(None);
+        }
+        let first = match settle(self.found(&stage, &journal)?) {
+            Settlement::FinishCommit => {
+                drop(decision);
+                self.sync_published(&stage)?;
+                if journal.try_own()? {
+                    self.remove(&stage.parent, &stage.dir, job)?;
+                }
+                return Ok(Some(Vote::Committed));
+            }
+            Settlement::FinishCancel => false,
+            Settlement::Keep | Settlement::Lost | Settlement::Forget => {
+                decision.cancel()?;
+                true
+            }
+        };
+        drop(decision);
+        let clean = journal.try_own()?;
+        if clean {
+            self.clean(&stage.parent, &stage.dir, job)?;
+        }
+        Ok(Some(Vote::Cancelled { first, clean }))
+    }
+
+    /// The stage is gone: the job has committed if the image says so, and is unknown otherwise.
+    fn vote_without_stage(&self, job: JobId, image: &ImageId) -> Result<Option<Vote>> {
+        if self.layout == Layout::Files {
+            return Ok(Some(Vote::Unknown));
+        }
+        let ours = match self.root.find_dir(image.as_str())? {
+            Some(dir) => read_manifest(&dir)?.is_some_and(|manifest| manifest.job() == Some(job)),
+            None => false,
+        };
+        if ours {
+            self.root.sync()?;
+        }
+        Ok(Some(if ours { Vote::Committed } else { Vote::Unknown }))
+    }
+
+    /// Settles every stage that no live process owns, or just the one.
+    pub(crate) fn recover(&self, only: Option<JobId>) -> Result<Vec<Recovered>> {
+        let mut all = self.stages()?;
+        all.retain(|job| only.is_none_or(|only| only == *job));
+        let settle_one = |job| {
+            self.settle(job, Claim::Needed)
+                .unwrap_or_else(|error| Recovered::new(job, None, Settled::Failed(error)))
+        };
+        Ok(all.into_iter().map(settle_one).collect())
+    }
+
+    /// Settles one stage.
+    fn settle(&self, job: JobId, claim: Claim) -> Result<Recovered> {
+        let gone = || Recovered::new(job, None, Settled::Forgotten);
+        let Some(stage) = self.find(job)? else { return Ok(gone()) };
+        let opened = match Journal::open(&stage.dir, job, &mut |_| {})? {
+            Some(Open::Valid(journal)) => journal,
+            Some(Open::Unacknowledged) | None => {
+                // The claim keeps out those who are just making this very stage.
+                let needed = claim == Claim::Needed;
+                let _held = needed.then(|| stage.parent.claim()).transpose()?;
+                if Journal::watch(&stage.dir, job)?.is_some() {
+                    return Ok(Recovered::new(job, None, Settled::Running));
+                }
+                self.forget(&stage)?;
+                return Ok(gone());
+            }
+        };
+        let spec = Some(opened.header().spec.clone());
+        if !opened.try_own()? {
+            return Ok(Recovered::new(job, spec, Settled::Running));
+        }
+        if !opened.is_still_in(&stage.dir)? {
+            return Ok(gone());
+        }
+        let settled = match settle(self.found(&stage, &opened)?) {
+            Settlement::Forget | Settlement::Keep => Settled::Kept,
+            Settlement::FinishCommit => {
+                self.sync_published(&stage)?;
+                self.remove(&stage.parent, &stage.dir, job)?;
+                Settled::Committed
+            }
+            Settlement::FinishCancel => {
+                self.clean(&stage.parent, &stage.dir, job)?;
+                Settled::RolledBack
+            }
+            Settlement::Lost => Settled::Failed(
+                Error::new(ErrorKind::Corrupt, format!("recover job {job}: its bytes are gone"))
+                    .within(self.location.clone())
+                    .hint("the file system lost synced data; cancel the job and copy again"),
+            ),
+        };
+        Ok(Recovered::new(job, spec, settled))
+    }
+
+    /// What is found of a job, for the recovery table.
+    fn found(&self, stage: &Stage, journal: &Journal) -> Result<Found> {
+        let staged = stage.dir.facts_of(self.payload())?;
+        let named = self.root.facts_of(&journal.header().name)?;
+        // A watcher has not read the log. That the payload left the stage uncancelled is as good: only the rename moves it.
+        let cancelled = journal.is_cancelled()?;
+        let moved = journal.is_watching() && staged.is_none() && !cancelled;
+        let ours = |facts: Facts| match journal.prepared() {
+            Some(prepared) => (prepared.device, prepared.inode) == (facts.device, facts.inode),
+            None => moved,
+        };
+        Ok(Found {
+            acknowledged: true,
+            cancelled,
+            done: false,
+            prepared: journal.prepared().is_some() || moved,
+            staged: staged.is_some(),
+            published: match named {
+                None => Published::Nothing,
+                Some(facts) if ours(facts) => Published::Ours,
+                Some(_) => Published::Foreign,
+            },
+        })
+    }
+
+    /// Order: a commit is answered only after both folders are durable, whoever answers.
+    fn sync_published(&self, stage: &Stage) -> Result<()> {
+        self.root.sync()?;
+        stage.dir.sync()
+    }
+
+    /// Removes what nobody was told of. A stage that holds data was acknowledged: without its journal it is damage.
+    fn forget(&self, stage: &Stage) -> Result<()> {
+        let data = match self.layout {
+            Layout::Images => match stage.dir.find_dir(IMAGE)? {
+                Some(inner) => inner.facts_of(DATA)?,
+                None => None,
+            },
+            Layout::Files => stage.dir.facts_of(DATA)?,
+        };
+        if data.is_some() {
+            let what = format!("recover job {}: its journal is missing or damaged", stage.job);
+            return Err(Error::new(ErrorKind::Corrupt, what)
+                .within(self.location.clone())
+                .hint("cancel the job and copy again"));
+        }
+        self.clean(&stage.parent, &stage.dir, stage.job)
+    }
+
+    /// Rolls back: the data first, the journal that demands it last. Needs no space and may be repeated.
+    fn clean(&self, parent: &Dir, dir: &Dir, job: JobId) -> Result<()> {
+        let inner = match self.layout {
+            Layout::Images => dir.find_dir(IMAGE)?,
+            Layout::Files => Some(dir.reopen()?),
+        };
+        if let Some(inner) = inner {
+            if let Some(data) = inner.find_file_rw(DATA)? {
+                // Frees the room at once, also while a reader of ours still holds the file.
+                data.set_len(0)?;
+            }
+            inner.remove_file(DATA)?;
+            inner.remove_file(MANIFEST)?;
+            inner.sync()?;
+        }
+        if self.layout == Layout::Images {
+            dir.remove_dir(IMAGE)?;
+        }
+        // Order: the data is gone for good before the journal is.
+        dir.sync()?;
+        self.remove(parent, dir, job)
+    }
+
+    /// Removes a stage that holds nothing but its journal.
+    fn remove(&self, parent: &Dir, dir: &Dir, job: JobId) -> Result<()> {
+        dir.remove_file(JOURNAL)?;
+        parent.remove_dir(&self.folder(job))?;
+        parent.sync()?;
+        self.names().remove(&job);
+        Ok(())
+    }
+
+    /// The name that a staged job is to publish; `None` when it has no valid header.
+    fn name_of(&self, job: JobId) -> Result<Option<String>> {
+        if let Some(name) = self.names().get(&job) {
+            return Ok(Some(name.clone()));
+        }
+        let Some(stage) = self.find(job)? else { return Ok(None) };
+        let Some(journal) = Journal::watch(&stage.dir, job)? else { return Ok(None) };
+        let name = journal.header().name.clone();
+        self.names().insert(job, name.clone());
+        Ok(Some(name))
+    }
+
+    /// What leaves the stage when it is published.
+    fn payload(&self) -> &'static str {
+        match self.layout {
+            Layout::Images => IMAGE,
+            Layout::Files => DATA,
+        }
+    }
+
+    fn folder(&self, job: JobId) -> String {
+        match self.layout {
+            Layout::Images => job.to_string(),
+            Layout::Files => format!("{FILE_STAGE_PREFIX}{job}"),
+        }
+    }
+
+    fn job_of(&self, folder: &str) -> Option<JobId> {
+        let text = match self.layout {
+            Layout::Images => folder,
+            Layout::Files => folder.strip_prefix(FILE_STAGE_PREFIX)?,
+        };
+        text.parse().ok()
+    }
+
+    fn find(&self, job: JobId) -> Result<Option<Stage>> {
+        let Some(parent) = self.find_parent()? else { return Ok(None) };
+        let dir = parent.find_dir(&self.folder(job))?;
+        Ok(dir.map(|dir| Stage { parent, dir, job }))
+    }
+
+    fn find_parent(&self) -> Result<Option<Dir>> {
+        match self.layout {
+            Layout::Images => match self.root.find_dir(OURS)? {
+                Some(ours) => ours.find_dir(STAGE),
+                None => Ok(None),
+            },
+            Layout::Files => self.root.reopen().map(Some),
+        }
+    }
+
+    /// The folder of the stages, made durable on first use.
+    fn make_parent(&self) -> Result<Dir> {
+        if let Some(parent) = self.find_parent()? {
+            return Ok(parent);
+        }
+        let (ours, _) = self.root.open_or_make_dir(OURS, 0o700)?;
+        let (parent, _) = ours.open_or_make_dir(STAGE, 0o700)?;
+        ours.sync()?;
+        self.root.sync()?;
+        Ok(parent)
+    }
+
+    fn names(&self) -> MutexGuard<'_, HashMap<JobId, String>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The manifest in an image's folder; `None` where there is none.
+pub(crate) fn read_manifest(image: &Dir) -> Result<Option<Manifest>> {
+    match image.find_file(MANIFEST)? {
+        Some(file) => Manifest::decode_from(&mut file.reader()).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// What a journal that is only watched tells of its job.
+pub(crate) fn staged_job(journal: &Journal) -> Result<StagedJob> {
+    let mut found = StagedJob::new(journal.header().spec.clone());
+    let status = journal.status()?;
+    found.epoch = status.as_ref().map_or(0, |status| status.epoch);
+    found.owned = journal.is_owned_elsewhere()?;
+    found.cancelled = journal.is_cancelled()?;
+    found.limits = journal.control()?.limits.unwrap_or(found.limits);
+    found.progress = status.map(|status| status.progress);
+    Ok(found)
+}
+
+/// Puts a wish into the control slot; `None` when somebody else is doing so at this moment.
+pub(crate) fn put_wish(journal: &Journal, wish: Wish) -> Result<Option<bool>> {
+    let epoch = journal.status()?.map_or(0, |status| status.epoch);
+    let set = journal.try_set_control(|control| match wish {
+        Wish::Suspend => control.suspend_epoch = epoch,
+        Wish::Limit(limits) => control.limits = Some(limits),
+    })?;
+    Ok(set.then_some(true))
+}

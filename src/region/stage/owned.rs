@@ -1,0 +1,184 @@
+//! A stage in the hands of its owner: begin, commit by one rename, finish, discard.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::disk::{Dir, File, default_file_mode};
+use crate::error::{Error, ErrorKind, Result};
+use crate::journal::{Journal, Prepared, Settlement, Status, settle};
+use crate::manifest::Manifest;
+use crate::region::{Outcome, Restored, Wishes};
+
+use super::{DATA, IMAGE, Layout, MANIFEST, Stage, StageStore};
+
+/// Committed images are for their owner and group to read, and for nobody to write.
+const IMAGE_DIR_MODE: u32 = 0o750;
+const IMAGE_FILE_MODE: u32 = 0o440;
+
+/// A stage whose owner we are. Dropping it gives the stage up as a crash would: it can be taken over.
+#[derive(Debug)]
+pub(crate) struct OwnedStage {
+    store: Arc<StageStore>,
+    stage: Stage,
+    /// Where `data` lies: the folder `image`, or the stage itself.
+    inner: Dir,
+    pub(crate) journal: Journal,
+    pub(crate) data: Arc<File>,
+    restored: Mutex<Option<Restored>>,
+}
+
+impl OwnedStage {
+    pub(super) fn fresh(
+        store: &Arc<StageStore>,
+        parent: Dir,
+        dir: Dir,
+        inner: Dir,
+        journal: Journal,
+        data: File,
+    ) -> Result<Self> {
+        let spec = &journal.header().spec;
+        let restored = Restored::new(spec.geometry);
+        let stage = Stage { parent, dir, job: spec.job };
+        Ok(Self {
+            store: store.clone(),
+            stage,
+            inner,
+            journal,
+            data: Arc::new(data),
+            restored: Mutex::new(Some(restored)),
+        })
+    }
+
+    /// Takes a stage over from an owner that is gone.
+    pub(super) fn take_over(
+        store: &Arc<StageStore>,
+        stage: Stage,
+        journal: Journal,
+        restored: Restored,
+    ) -> Result<Self> {
+        if !journal.try_own()? || !journal.is_still_in(&stage.dir)? {
+            return Err(Error::new(ErrorKind::Busy, format!("take over job {}", stage.job))
+                .hint("another process runs it"));
+        }
+        let inner = match store.layout {
+            Layout::Images => stage.dir.open_dir(IMAGE)?,
+            Layout::Files => stage.dir.reopen()?,
+        };
+        let data = inner.open_file_rw(DATA)?;
+        // What no checkpoint covers may hold anything: make it blank again, so that zeros need no write.
+        let geometry = journal.header().spec.geometry;
+        data.set_len(geometry.image_bytes())?;
+        for run in restored.table.missing_runs() {
+            let range = geometry.run_range(run);
+            if !data.punch(range)? {
+                data.write_zeroes(range)?;
+            }
+        }
+        Ok(Self {
+            store: store.clone(),
+            stage,
+            inner,
+            journal,
+            data: Arc::new(data),
+            restored: Mutex::new(Some(restored)),
+        })
+    }
+
+    /// Begins the next attempt and hands out what earlier ones made durable.
+    pub(crate) fn begin(&self) -> Result<Restored> {
+        let epoch = self.journal.begin_attempt()?;
+        let geometry = self.journal.header().spec.geometry;
+        let progress =
+            crate::job::Progress::new(crate::job::JobState::Copying, geometry.image_bytes());
+        self.journal.set_status(&Status { epoch, progress })?;
+        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        restored.take().ok_or_else(|| Error::new(ErrorKind::Invalid, "begin the same target twice"))
+    }
+
+    /// Makes everything durable, down to the names, and puts that on record.
+    pub(crate) fn prepare(&self, manifest: &Manifest) -> Result<()> {
+        let published = match self.store.layout {
+            Layout::Images => {
+                self.data.set_mode(IMAGE_FILE_MODE)?;
+                self.data.sync_all()?;
+                self.write_manifest(manifest)?;
+                self.inner.set_mode(IMAGE_DIR_MODE)?;
+                self.inner.facts()?
+            }
+            Layout::Files => {
+                self.data.set_mode(default_file_mode())?;
+                self.data.sync_all()?;
+                self.data.facts()?
+            }
+        };
+        self.inner.sync()?;
+        self.stage.dir.sync()?;
+        // Order: all of the above before the record that says so.
+        self.journal.append_prepared(Prepared {
+            device: published.device,
+            inode: published.inode,
+            root: manifest.root(),
+        })
+    }
+
+    fn write_manifest(&self, manifest: &Manifest) -> Result<()> {
+        // An earlier attempt may have left one behind.
+        self.inner.remove_file(MANIFEST)?;
+        let file = self.inner.create_file(MANIFEST, 0o600)?;
+        manifest.encode_to(&mut file.writer())?;
+        file.set_mode(IMAGE_FILE_MODE)?;
+        file.sync_all()
+    }
+
+    /// Decides: publishes the image unless a cancel came first. `None`: somebody holds the decision now; ask again.
+    pub(crate) fn try_publish(&self) -> Result<Option<Outcome>> {
+        let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
+        match settle(self.store.found(&self.stage, &self.journal)?) {
+            Settlement::FinishCommit => {}
+            Settlement::FinishCancel => return Ok(Some(Outcome::Cancelled)),
+            Settlement::Keep => {
+                let (payload, name) = (self.store.payload(), &self.journal.header().name);
+                // The decision: one rename that replaces nothing.
+                self.stage.dir.rename_no_replace(payload, &self.store.root, name).map_err(
+                    |error| error.hint("move what is there out of the way, then resume"),
+                )?;
+            }
+            Settlement::Lost | Settlement::Forget => {
+                return Err(Error::new(ErrorKind::Corrupt, "publish the image: its stage is gone"));
+            }
+        }
+        drop(decision);
+        self.store.sync_published(&self.stage)?;
+        Ok(Some(Outcome::Committed))
+    }
+
+    /// After the commit: removes what is left of the stage.
+    pub(crate) fn finish(&self) -> Result<()> {
+        self.store.remove(&self.stage.parent, &self.stage.dir, self.stage.job)
+    }
+
+    /// Decides to cancel unless the job has committed, and removes everything. `None`: ask again.
+    pub(crate) fn try_discard(&self) -> Result<Option<Outcome>> {
+        if !self.journal.is_still_in(&self.stage.dir)? {
+            return Ok(Some(Outcome::Cancelled));
+        }
+        let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
+        match settle(self.store.found(&self.stage, &self.journal)?) {
+            Settlement::FinishCommit => return Ok(Some(Outcome::Committed)),
+            Settlement::FinishCancel => {}
+            Settlement::Keep | Settlement::Lost | Settlement::Forget => decision.cancel()?,
+        }
+        drop(decision);
+        self.store.clean(&self.stage.parent, &self.stage.dir, self.stage.job)?;
+        Ok(Some(Outcome::Cancelled))
+    }
+
+    /// What others ask of us.
+    pub(crate) fn wishes(&self) -> Result<Wishes> {
+        let control = self.journal.control()?;
+        Ok(Wishes {
+            cancelled: self.journal.is_cancelled()?,
+            suspend: control.suspend_epoch != 0 && control.suspend_epoch == self.journal.epoch(),
+            limits: control.limits,
+        })
+    }
+}
