@@ -132,6 +132,10 @@ impl AwaitingSync {
         Self(written)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// A sync that began after `self` was taken has returned without error.
     pub(crate) fn synced(self) -> Vec<Durable> {
         self.0.into_iter().map(|chunk| Durable { run: chunk.run, content: chunk.content }).collect()

@@ -3,6 +3,7 @@
 pub mod chunk;
 mod codec;
 mod disk;
+pub mod engine;
 pub mod error;
 pub mod geometry;
 pub mod id;

@@ -222,7 +222,7 @@ pub(crate) fn check_attributes(attributes: &BTreeMap<String, String>) -> Result<
 pub struct EngineOptions {
     /// Where the job index lives. It is created when missing, with mode 0700.
     pub state_dir: PathBuf,
-    /// Worker threads for reading, hashing and writing; all jobs share them.
+    /// Worker threads for reading, hashing and writing, which all jobs share; 0: one a core.
     pub threads: usize,
     /// How many jobs move bytes at once; the others wait their turn.
     pub jobs_running_max: usize,
@@ -240,10 +240,9 @@ impl EngineOptions {
     /// The defaults, with the index in `state_dir`: a thread per core, 16 jobs at once, 32 MiB of image data in memory,
     /// a checkpoint every 256 MiB or second, no ceiling.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
-        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         Self {
             state_dir: state_dir.into(),
-            threads: cores.min(16),
+            threads: 0,
             jobs_running_max: 16,
             memory_bytes_max: 32 << 20,
             limits: Limits::NONE,
@@ -252,10 +251,10 @@ impl EngineOptions {
         }
     }
 
-    /// With that many worker threads; at least one.
+    /// With that many worker threads; 0: one a core.
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
-        self.threads = threads.max(1);
+        self.threads = threads;
         self
     }
 

@@ -20,4 +20,4 @@ mod slot;
 pub(crate) use file::{JOURNAL, Journal, Open};
 pub(crate) use record::{Header, Prepared};
 pub(crate) use recovery::{Found, Published, Settlement, settle};
-pub(crate) use slot::{Control, Status};
+pub(crate) use slot::Status;

@@ -3,8 +3,6 @@
 mod table;
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::fmt;
 use std::io::{BufReader, Read, Write};
 
 use crate::chunk::{Content, Digest};
@@ -14,7 +12,6 @@ use crate::geometry::{ChunkIndex, ChunkRun, ChunkSize, Geometry, to_usize};
 use crate::id::JobId;
 use crate::options;
 
-use table::slots;
 pub use table::{ChunkTable, TableBuilder};
 
 /// What a committed image is: its chunks with their digests, the job that made it, its attributes.

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 
 use crate::chunk::{Content, Digest};
-use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_u64, to_usize};
+use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_usize};
 
 use super::{ROOT_CONTEXT, RUN_DATA, RUN_ZERO};
 

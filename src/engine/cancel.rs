@@ -1,0 +1,227 @@
+//! Cancel, from whatever process: who is asked, what is answered, and how long one waits for clean.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::engine::entry::Stop;
+use crate::engine::index::JobRecord;
+use crate::engine::{Inner, drive, found_receipt};
+use crate::error::Result;
+use crate::id::{ImageId, JobId, RegionName};
+use crate::job::{JobSpec, JobState};
+use crate::region::{Located, Region, Vote};
+
+/// How long a cancel waits for clean.
+const CLEAN_TIMEOUT: Duration = Duration::from_secs(30);
+const CLEAN_POLL: Duration = Duration::from_millis(10);
+
+/// The answer to a cancel; the same on every repeat, from any process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CancelAnswer {
+    /// This call decided it: the job can never commit.
+    Cancelled {
+        /// Nothing of the job is left. If not, its clean-up goes on.
+        clean: bool,
+    },
+    /// It had been decided before.
+    AlreadyCancelled {
+        /// Nothing of the job is left.
+        clean: bool,
+    },
+    /// The job has committed: its image stays.
+    AlreadyCommitted,
+    /// There is no such job, and no such image.
+    NotFound,
+    /// The image there was not made by a copy.
+    NotACopy,
+    /// The job has ended in a failure that left nothing to cancel.
+    NotCancellable,
+}
+
+impl CancelAnswer {
+    /// The stable name, as in the command line's JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cancelled { .. } => "cancelled",
+            Self::AlreadyCancelled { .. } => "already_cancelled",
+            Self::AlreadyCommitted => "already_committed",
+            Self::NotFound => "not_found",
+            Self::NotACopy => "not_a_copy",
+            Self::NotCancellable => "not_cancellable",
+        }
+    }
+
+    /// The job can never commit.
+    pub fn is_decided(self) -> bool {
+        matches!(self, Self::Cancelled { .. } | Self::AlreadyCancelled { .. })
+    }
+
+    /// The job can never commit, and nothing of it is left.
+    pub fn is_clean(self) -> bool {
+        matches!(self, Self::Cancelled { clean: true } | Self::AlreadyCancelled { clean: true })
+    }
+}
+
+/// What a cancel found and did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CancelReply {
+    /// The job, where one was found.
+    pub job: Option<JobId>,
+    /// The answer.
+    pub answer: CancelAnswer,
+}
+
+impl CancelReply {
+    fn new(job: Option<JobId>, answer: CancelAnswer) -> Self {
+        Self { job, answer }
+    }
+}
+
+impl Inner {
+    pub(super) async fn cancel(self: &Arc<Self>, job: JobId) -> Result<CancelReply> {
+        let live = self.live().get(&job).map(|entry| entry.spec.clone());
+        let record = self.index.read(job).await.unwrap_or(None);
+        let known = live.or_else(|| record.as_ref().map(|record| record.spec.clone()));
+        let (region, spec) = match known {
+            Some(spec) => match self.region(&spec.target.region) {
+                Ok(region) => (region, spec),
+                Err(error) => match record.as_ref().and_then(answer_of_record) {
+                    Some(answer) => return Ok(CancelReply::new(Some(job), answer)),
+                    None => return Err(error),
+                },
+            },
+            None => match self.find_staged(job).await? {
+                Some((region, staged)) => (region, staged.spec),
+                None => return Ok(CancelReply::new(None, CancelAnswer::NotFound)),
+            },
+        };
+        let answer = match region.cancel(job, &spec.target.image).await? {
+            Vote::Cancelled { first, clean } => {
+                let clean = self.see_clean(&region, &spec, clean).await;
+                self.note_cancel(&region, &spec, clean).await;
+                if first {
+                    CancelAnswer::Cancelled { clean }
+                } else {
+                    CancelAnswer::AlreadyCancelled { clean }
+                }
+            }
+            Vote::Committed => {
+                self.note_commit(&*region, &spec).await;
+                CancelAnswer::AlreadyCommitted
+            }
+            Vote::Unknown => match record.as_ref().and_then(answer_of_record) {
+                Some(answer) => answer,
+                None => {
+                    // Its stage is gone without a commit: somebody else has cancelled and cleaned it.
+                    self.note_cancel(&region, &spec, true).await;
+                    CancelAnswer::AlreadyCancelled { clean: true }
+                }
+            },
+        };
+        Ok(CancelReply::new(Some(job), answer))
+    }
+
+    pub(super) async fn cancel_image(
+        self: &Arc<Self>,
+        name: &RegionName,
+        image: &ImageId,
+    ) -> Result<CancelReply> {
+        let region = self.region(name)?;
+        match region.locate(image).await? {
+            Located::Staged(job) => return self.cancel(job).await,
+            Located::Committed(Some(job)) => {
+                // Its commit may not be durable yet: the region sees to that before it answers.
+                let vote = region.cancel(job, image).await?;
+                debug_assert_eq!(vote, Vote::Committed);
+                return Ok(CancelReply::new(Some(job), CancelAnswer::AlreadyCommitted));
+            }
+            Located::Committed(None) => {
+                // Regions without manifests do not know who made an image; the index may.
+                let latest = self.latest_record(name, image).await?;
+                let committed = latest.filter(|record| record.state == JobState::Committed);
+                return Ok(match committed {
+                    Some(record) => {
+                        CancelReply::new(Some(record.spec.job), CancelAnswer::AlreadyCommitted)
+                    }
+                    None => CancelReply::new(None, CancelAnswer::NotACopy),
+                });
+            }
+            Located::Absent => {}
+        }
+        match self.latest_record(name, image).await? {
+            Some(record) => self.cancel(record.spec.job).await,
+            None => Ok(CancelReply::new(None, CancelAnswer::NotFound)),
+        }
+    }
+
+    async fn latest_record(&self, name: &RegionName, image: &ImageId) -> Result<Option<JobRecord>> {
+        let mut records = self.index.all().await?;
+        records.retain(|r| r.spec.target.region == *name && r.spec.target.image == *image);
+        Ok(records.into_iter().max_by_key(|record| record.spec.created_unix_ms))
+    }
+
+    /// Waits until nothing of a cancelled job is left, at most 30 seconds.
+    async fn see_clean(&self, region: &Arc<dyn Region>, spec: &JobSpec, clean: bool) -> bool {
+        let live = self.live().get(&spec.job).cloned();
+        if let Some(entry) = &live {
+            entry.ask(Stop::Cancel);
+        }
+        let deadline = Instant::now() + CLEAN_TIMEOUT;
+        let mut clean = clean;
+        while !clean && Instant::now() < deadline {
+            if let Some(entry) = &live {
+                tokio::select! {
+                    _ended = entry.wait() => {}
+                    () = sleep(CLEAN_TIMEOUT) => return false,
+                }
+            } else {
+                sleep(CLEAN_POLL).await;
+            }
+            // Decided it is; a region that cannot clean now is asked again until the time is up.
+            let vote = region.cancel(spec.job, &spec.target.image).await;
+            clean = matches!(vote, Ok(Vote::Cancelled { clean: true, .. } | Vote::Unknown));
+            if live.is_some() && !clean {
+                return false;
+            }
+        }
+        clean
+    }
+
+    async fn note_cancel(self: &Arc<Self>, region: &Arc<dyn Region>, spec: &JobSpec, clean: bool) {
+        let live = self.live().contains_key(&spec.job);
+        if live {
+            // Its own task writes the record.
+            return;
+        }
+        let state = if clean { JobState::RolledBack } else { JobState::RollbackPending };
+        // The region is the truth; an index that cannot be written now is rebuilt by `recover`.
+        self.index.write(JobRecord::new(spec.clone(), state)).await.ok();
+        if !clean {
+            drive::keep_rolling_back(self.clone(), spec.clone(), region.clone());
+        }
+    }
+
+    async fn note_commit(&self, region: &dyn Region, spec: &JobSpec) {
+        let known = self.index.read(spec.job).await.unwrap_or(None);
+        if known.is_some_and(|record| record.state == JobState::Committed) {
+            return;
+        }
+        let mut record = JobRecord::new(spec.clone(), JobState::Committed);
+        record.receipt = found_receipt(region, spec).await.ok();
+        self.index.write(record).await.ok();
+    }
+}
+
+/// What the index answers for a job whose stage is gone.
+fn answer_of_record(record: &JobRecord) -> Option<CancelAnswer> {
+    match record.state {
+        JobState::Committed => Some(CancelAnswer::AlreadyCommitted),
+        JobState::RolledBack => Some(CancelAnswer::AlreadyCancelled { clean: true }),
+        JobState::Failed { resumable: false } => Some(CancelAnswer::NotCancellable),
+        _ => None,
+    }
+}

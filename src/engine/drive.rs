@@ -1,0 +1,252 @@
+//! Drives one job: waits for its turn, runs it, attends to wishes, and brings it to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::engine::Inner;
+use crate::engine::entry::{Entry, JobOutcome, Stop};
+use crate::engine::index::JobRecord;
+use crate::engine::run::{End, Start, copy};
+use crate::error::{Error, ErrorKind, Result};
+use crate::job::{JobState, Receipt};
+use crate::region::{Outcome, Region, Source, Target, Vote};
+use crate::throttle::ThrottlePath;
+
+/// How often the owner looks for wishes: a cancel from another process is noticed within 100 ms.
+const ATTEND_INTERVAL: Duration = Duration::from_millis(50);
+/// How often it tells others how far it is.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+/// Delays between attempts at a rollback that could not finish.
+const ROLLBACK_DELAY_FIRST: Duration = Duration::from_secs(1);
+const ROLLBACK_DELAY_MAX: Duration = Duration::from_secs(60);
+
+/// Both ends of a job, open.
+pub(crate) struct Ends {
+    pub(crate) source_region: Arc<dyn Region>,
+    pub(crate) target_region: Arc<dyn Region>,
+    pub(crate) source: Arc<dyn Source>,
+    pub(crate) target: Arc<dyn Target>,
+    /// Limits of both regions, if they have any.
+    pub(crate) throttles: Vec<crate::throttle::Throttle>,
+}
+
+/// Brings a job to its end. Dropping the engine ends it as a crash would.
+pub(crate) async fn drive(engine: Arc<Inner>, entry: Arc<Entry>, ends: Ends) {
+    let crash = engine.crash.clone();
+    tokio::select! {
+        () = crash.cancelled() => {}
+        () = live(&engine, &entry, ends) => {}
+    }
+}
+
+async fn live(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: Ends) {
+    let ended = run(engine, entry, &ends).await;
+    entry.refresh();
+    let outcome = match (ended, entry.asked()) {
+        (Ok(End::Committed(receipt)), _) => commit(engine, entry, &ends, *receipt).await,
+        (Ok(End::Cancelled), _) | (_, Some(Stop::Cancel)) => {
+            roll_back(engine, entry, &ends, None).await
+        }
+        (Ok(End::Stopped), _) => suspend(engine, entry, &ends).await,
+        (Err(error), _) if error.kind() == ErrorKind::SourceChanged => {
+            // What is staged mixes two versions of the source: it is of no use to anybody.
+            roll_back(engine, entry, &ends, Some(error)).await
+        }
+        (Err(error), _) => fail(engine, entry, &ends, error).await,
+    };
+    // The stage is let go before anybody is told: a resume may follow at once.
+    drop(ends);
+    engine.retire(entry.spec.job);
+    entry.end(outcome);
+}
+
+async fn run(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: &Ends) -> Result<End> {
+    let turn = tokio::select! {
+        turn = engine.turns.acquire() => turn,
+        () = entry.stop.cancelled() => return Ok(End::Stopped),
+        () = attend(entry, ends) => return Ok(End::Stopped),
+    };
+    let _turn = turn.map_err(|e| Error::new(ErrorKind::Io, "wait for a turn").because(e))?;
+    entry.enter(JobState::Copying);
+    engine.index.write(JobRecord::new(entry.spec.clone(), JobState::Copying)).await?;
+    let mut nodes = vec![engine.throttle.clone(), entry.throttle.clone()];
+    nodes.extend(ends.throttles.iter().cloned());
+    let start = Start {
+        spec: entry.spec.clone(),
+        source: ends.source.clone(),
+        target: ends.target.clone(),
+        capabilities: ends.target_region.capabilities(),
+        counters: entry.counters.clone(),
+        throttle: ThrottlePath::new(nodes),
+        stop: entry.stop.clone(),
+        pool: engine.pool.clone(),
+        memory: engine.memory.clone(),
+        checkpoint_bytes: engine.options.checkpoint_bytes,
+        checkpoint_interval: engine.options.checkpoint_interval,
+    };
+    let began = |run: &Arc<_>| {
+        entry.run.get_or_init(|| Arc::clone(run));
+    };
+    tokio::select! {
+        ended = Box::pin(copy(start, began, || entry.enter(JobState::Committing))) => ended,
+        () = attend(entry, ends) => Ok(End::Stopped),
+    }
+}
+
+/// Passes wishes on to the job, and news of it to others, for as long as it is polled.
+async fn attend(entry: &Entry, ends: &Ends) {
+    let mut reported = Instant::now();
+    let mut limits = None;
+    loop {
+        sleep(ATTEND_INTERVAL).await;
+        // A look that fails is no loss: the next one comes soon, and the commit itself looks under lock.
+        if let Ok(wishes) = ends.target.wishes().await {
+            if wishes.cancelled {
+                entry.ask(Stop::Cancel);
+            } else if wishes.suspend {
+                entry.ask(Stop::Suspend);
+            }
+            if let Some(wished) = wishes.limits
+                && limits != Some(wished)
+            {
+                entry.throttle.set_limits(wished, Instant::now().into_std());
+                limits = Some(wished);
+            }
+        }
+        let progress = entry.refresh();
+        if reported.elapsed() >= REPORT_INTERVAL {
+            reported = Instant::now();
+            // A label for others; it may be lost.
+            ends.target.report(&progress).await.ok();
+        }
+    }
+}
+
+async fn commit(
+    engine: &Arc<Inner>,
+    entry: &Entry,
+    ends: &Ends,
+    mut receipt: Receipt,
+) -> JobOutcome {
+    let mut record = JobRecord::new(entry.spec.clone(), JobState::Committed);
+    record.receipt = Some(receipt.clone());
+    // Order: the receipt is on record before the stage that could rebuild it goes.
+    let recorded = engine.index.write(record.clone()).await;
+    let finished = match &recorded {
+        Ok(()) => ends.target.finish().await,
+        Err(_) => Ok(()),
+    };
+    // The image is committed whatever happens here; what went wrong is told in the receipt.
+    receipt.warnings.extend(recorded.err().iter().chain(finished.err().iter()).map(Error::report));
+    entry.enter(JobState::Committed);
+    engine.count(entry, |counts| counts.committed += 1);
+    JobOutcome::Committed(Arc::new(receipt))
+}
+
+async fn suspend(engine: &Arc<Inner>, entry: &Entry, ends: &Ends) -> JobOutcome {
+    entry.enter(JobState::Suspended);
+    ends.target.report(&entry.progress()).await.ok();
+    let record = JobRecord::new(entry.spec.clone(), JobState::Suspended);
+    match engine.index.write(record).await {
+        Ok(()) => JobOutcome::Suspended,
+        Err(error) => JobOutcome::Failed { error: Arc::new(error), resumable: true },
+    }
+}
+
+async fn fail(engine: &Arc<Inner>, entry: &Entry, ends: &Ends, error: Error) -> JobOutcome {
+    let state = JobState::Failed { resumable: true };
+    entry.enter(state);
+    ends.target.report(&entry.progress()).await.ok();
+    let record = JobRecord::new(entry.spec.clone(), state).with_error(&error);
+    let error = match engine.index.write(record).await {
+        Ok(()) => error,
+        Err(later) => error.and(later),
+    };
+    engine.count(entry, |counts| counts.failed += 1);
+    JobOutcome::Failed { error: Arc::new(error), resumable: true }
+}
+
+/// Undoes the job: because it was cancelled, or because `failure` leaves nothing worth keeping.
+async fn roll_back(
+    engine: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    ends: &Ends,
+    failure: Option<Error>,
+) -> JobOutcome {
+    entry.enter(JobState::Cancelling);
+    let final_state = match failure {
+        Some(_) => JobState::Failed { resumable: false },
+        None => JobState::RolledBack,
+    };
+    let record = |state| {
+        let record = JobRecord::new(entry.spec.clone(), state);
+        failure.iter().fold(record, JobRecord::with_error)
+    };
+    match ends.target.discard().await {
+        Ok(Outcome::Committed) => {
+            // The commit was decided after all, by an earlier attempt: its image is what counts.
+            let found = crate::engine::found_receipt(&*ends.target_region, &entry.spec).await;
+            let receipt = found.unwrap_or_else(|_| crate::engine::empty_receipt(&entry.spec));
+            JobOutcome::Committed(Arc::new(receipt))
+        }
+        Ok(Outcome::Cancelled) => {
+            entry.enter(JobState::RolledBack);
+            let recorded = engine.index.write(record(final_state)).await;
+            engine.count(entry, |counts| match failure {
+                Some(_) => counts.failed += 1,
+                None => counts.rolled_back += 1,
+            });
+            match (failure, recorded) {
+                (Some(error), Ok(())) => {
+                    JobOutcome::Failed { error: Arc::new(error), resumable: false }
+                }
+                (Some(error), Err(later)) => {
+                    JobOutcome::Failed { error: Arc::new(error.and(later)), resumable: false }
+                }
+                // The region is the truth: nothing of the job is left, whatever the index says.
+                (None, _) => JobOutcome::RolledBack { clean: true },
+            }
+        }
+        Err(later) => {
+            entry.enter(JobState::RollbackPending);
+            let pending = record(JobState::RollbackPending);
+            let pending = if failure.is_some() { pending } else { pending.with_error(&later) };
+            engine.index.write(pending).await.ok();
+            keep_rolling_back(engine.clone(), entry.spec.clone(), ends.target_region.clone());
+            match failure {
+                Some(error) => {
+                    JobOutcome::Failed { error: Arc::new(error.and(later)), resumable: false }
+                }
+                None => JobOutcome::RolledBack { clean: false },
+            }
+        }
+    }
+}
+
+/// Tries a pending rollback again and again, in the background, until it is done.
+pub(crate) fn keep_rolling_back(
+    engine: Arc<Inner>,
+    spec: crate::job::JobSpec,
+    region: Arc<dyn Region>,
+) {
+    let tracker = engine.tasks.clone();
+    tracker.spawn(async move {
+        let mut delay = ROLLBACK_DELAY_FIRST;
+        loop {
+            tokio::select! {
+                () = engine.crash.cancelled() => return,
+                () = engine.closing.cancelled() => return,
+                () = sleep(delay) => {}
+            }
+            let vote = region.cancel(spec.job, &spec.target.image).await;
+            if matches!(vote, Ok(Vote::Cancelled { clean: true, .. } | Vote::Unknown)) {
+                let record = JobRecord::new(spec.clone(), JobState::RolledBack);
+                engine.index.write(record).await.ok();
+                return;
+            }
+            delay = (delay * 2).min(ROLLBACK_DELAY_MAX);
+        }
+    });
+}

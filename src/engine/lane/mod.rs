@@ -1,0 +1,137 @@
+//! Lanes: how chunks get from the source to the target. Both feed the ledger with `Written` chunks.
+
+mod local;
+mod remote;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use crate::chunk::Written;
+use crate::engine::progress::Counters;
+use crate::engine::run::Run;
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::{ChunkIndex, ChunkRun};
+use crate::job::Stall;
+use crate::plan::{Move, Plan};
+use crate::throttle::Take;
+
+/// How many bytes the local lane takes from the plan at a time.
+const STRIP_BYTES: u64 = 4 << 20;
+/// How many bytes of zeros are written at a time where zeros must be written.
+const ZERO_STRIP_BYTES: u64 = 256 << 20;
+
+/// Moves everything that is planned, or stops early and orderly when the run is halted.
+pub(crate) async fn run(run: &Arc<Run>, plan: Plan) -> Result<()> {
+    let ends = local::Ends::of(run).map(Arc::new);
+    // Two strips in hand for each thread: the next is queued while one is being worked on.
+    let (workers, take_bytes) = match &ends {
+        Some(_) => (run.pool.threads() * 2, STRIP_BYTES),
+        None => (run.window(), 1),
+    };
+    let plan = Arc::new(Mutex::new(plan));
+    let mut tasks = JoinSet::new();
+    for _ in 0..workers {
+        tasks.spawn(work(run.clone(), ends.clone(), plan.clone(), take_bytes));
+    }
+    let mut first = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        let ended =
+            ended.unwrap_or_else(|e| Err(Error::new(ErrorKind::Io, "run a lane").because(e)));
+        if ended.is_err() {
+            // The others drain what they have in hand; nothing is torn off.
+            run.halt.cancel();
+        }
+        first = first.and(ended);
+    }
+    first
+}
+
+async fn work(
+    run: Arc<Run>,
+    ends: Option<Arc<local::Ends>>,
+    plan: Arc<Mutex<Plan>>,
+    take_bytes: u64,
+) -> Result<()> {
+    while !run.halt.is_cancelled() {
+        let next = plan.lock().unwrap_or_else(PoisonError::into_inner).next(take_bytes);
+        let Some(next) = next else { break };
+        run.counters.issued();
+        let moved = match (next, &ends) {
+            (Move::Zero(chunks), _) => zero(&run, chunks).await,
+            (Move::Copy { run: chunks, mixed }, Some(ends)) => {
+                local::copy(&run, ends, chunks, mixed).await
+            }
+            (Move::Copy { run: chunks, .. }, None) => remote::copy(&run, chunks).await,
+        };
+        run.counters.ended();
+        moved?;
+    }
+    Ok(())
+}
+
+/// Chunks that the source claims to be zero.
+async fn zero(run: &Run, chunks: ChunkRun) -> Result<()> {
+    if run.is_blank() {
+        run.ledger.accept(Written::zeroes(chunks));
+        return Ok(());
+    }
+    let chunk_bytes = run.spec.geometry.chunk_size().bytes();
+    let strip = u32::try_from((ZERO_STRIP_BYTES / chunk_bytes).max(1)).unwrap_or(1);
+    let mut next = chunks.first.get();
+    while next < chunks.end() && !run.halt.is_cancelled() {
+        let count = strip.min(chunks.end() - next);
+        let began = Instant::now();
+        let part = ChunkRun::new(ChunkIndex::new(next), count);
+        let written = run.target.write_zeroes(part).await?;
+        run.counters.stalled(Stall::Write, began.elapsed());
+        run.ledger.accept(written);
+        next += count;
+    }
+    Ok(())
+}
+
+/// Waits until the limits let `bytes` pass; `false`: the run was halted first.
+async fn pass_throttle(run: &Run, bytes: u64, ops: u64) -> bool {
+    let began = Instant::now();
+    let mut waited = false;
+    // One waiter at a time asks, in the order of coming: shares stay even.
+    let _turn = run.throttle_turn.lock().await;
+    while !run.halt.is_cancelled() {
+        match run.throttle.take(Instant::now().into_std(), bytes, ops) {
+            Take::Granted => {
+                if waited {
+                    run.counters.stalled(Stall::Throttle, began.elapsed());
+                }
+                return true;
+            }
+            Take::At(when) => {
+                waited = true;
+                tokio::select! {
+                    () = sleep_until(when.into()) => {}
+                    () = run.halt.cancelled() => {}
+                }
+            }
+        }
+    }
+    false
+}
+
+/// A source that vouches for its digests must give bytes that match them.
+fn check_vouched(
+    run_digest: Option<crate::chunk::Digest>,
+    vouched: Option<crate::chunk::Digest>,
+) -> Result<()> {
+    if run_digest == vouched {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Corrupt, "read source: a chunk does not match the image's manifest")
+        .hint("the image is damaged where it lies; nothing was committed"))
+}
+
+/// Counts the end of a chunk and enters it in the ledger.
+fn enter(run: &Run, written: Written) {
+    Counters::add(&run.counters.passed_bytes, run.spec.geometry.run_range(written.run()).len);
+    run.ledger.accept(written);
+}

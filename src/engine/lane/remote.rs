@@ -1,0 +1,104 @@
+//! The remote lane: a bounded set of async chunk tasks; hashing runs on the pool, never on the runtime.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::time::{Instant, sleep};
+
+use crate::chunk::Written;
+use crate::engine::progress::Counters;
+use crate::engine::retry::retry_after;
+use crate::engine::run::Run;
+use crate::error::Result;
+use crate::geometry::{ChunkIndex, ChunkRun};
+use crate::job::Stall;
+use crate::seal::{Seal, seal};
+
+use super::{check_vouched, enter, pass_throttle};
+
+/// Copies chunks one after the other, each whole in memory, within the engine's memory budget.
+pub(super) async fn copy(run: &Arc<Run>, chunks: ChunkRun) -> Result<()> {
+    for index in chunks.iter() {
+        if run.halt.is_cancelled() {
+            break;
+        }
+        copy_chunk(run, index).await?;
+    }
+    Ok(())
+}
+
+async fn copy_chunk(run: &Arc<Run>, index: ChunkIndex) -> Result<()> {
+    let geometry = run.spec.geometry;
+    let range = geometry.range(index);
+    let _room = run.reserve_memory().await?;
+
+    let mut data = None;
+    for attempt in 1.. {
+        // Retries are charged: a limit is a limit on what the source has to serve.
+        if !pass_throttle(run, range.len, 1).await {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let read = run.source.read_at(range).await;
+        run.counters.stalled(Stall::Read, began.elapsed());
+        match read {
+            Ok(bytes) => {
+                Counters::add(&run.counters.read_bytes, range.len);
+                data = Some(bytes);
+                break;
+            }
+            Err(error) => match retry_after(&error, attempt) {
+                Some(delay) => sleep(delay).await,
+                None => return Err(error),
+            },
+        }
+    }
+    let Some(data) = data else { return Ok(()) };
+
+    let counters = run.counters.clone();
+    let sealed = run
+        .pool
+        .run(move |_| {
+            let began = std::time::Instant::now();
+            let sealed = seal(geometry, index, data);
+            counters.stalled(Stall::Seal, began.elapsed());
+            sealed
+        })
+        .await?;
+    if let Some(vouched) = run.vouched() {
+        let digest = match &sealed {
+            Seal::Zero(_) => None,
+            Seal::Data(sealed) => Some(sealed.digest()),
+        };
+        check_vouched(digest, vouched.table().digest(index))
+            .map_err(|error| error.at(run.source.location(), range.offset))?;
+    }
+
+    let began = Instant::now();
+    let written = match sealed {
+        Seal::Zero(index) if run.is_blank() => Ok(Written::zeroes(ChunkRun::new(index, 1))),
+        Seal::Zero(index) => retried(|| run.target.write_zeroes(ChunkRun::new(index, 1))).await,
+        Seal::Data(sealed) => {
+            Counters::add(&run.counters.written_bytes, range.len);
+            retried(|| run.target.write(sealed.clone())).await
+        }
+    };
+    run.counters.stalled(Stall::Write, began.elapsed());
+    enter(run, written?);
+    Ok(())
+}
+
+/// Writes of a chunk at its place are idempotent, so they may be made again.
+async fn retried<T, F: Future<Output = Result<T>>>(call: impl Fn() -> F) -> Result<T> {
+    let mut attempt = 1;
+    loop {
+        match call().await {
+            Err(error) => match retry_after(&error, attempt) {
+                Some(delay) => sleep(delay).await,
+                None => return Err(error),
+            },
+            done => return done,
+        }
+        attempt += 1;
+    }
+}

@@ -1,0 +1,123 @@
+//! The ledger of a run: what is written, what waits for a sync, what the image's table will be.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::chunk::{AwaitingSync, Content, Digest, Written};
+use crate::geometry::{ChunkIndex, ChunkSize, Geometry};
+use crate::manifest::{ChunkTable, TableBuilder};
+use crate::region::Restored;
+
+/// Takes `Written` chunks from the lanes and gives them to the checkpointer in batches.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    geometry: Geometry,
+    checkpoint_bytes: u64,
+    book: Mutex<Book>,
+    due: Notify,
+}
+
+#[derive(Debug)]
+struct Book {
+    table: TableBuilder,
+    /// Written, and not yet taken for a sync.
+    pending: Vec<Written>,
+    pending_bytes: u64,
+    data_bytes: u64,
+    held_bytes: u64,
+    closed: bool,
+}
+
+/// How many chunks may wait, whatever their size: a bound on memory, and on the length of a record.
+const PENDING_COUNT_MAX: usize = 16 << 10;
+
+impl Ledger {
+    pub(crate) fn new(geometry: Geometry, restored: Restored, checkpoint_bytes: u64) -> Self {
+        let missing: u64 =
+            restored.table.missing_runs().map(|run| geometry.run_range(run).len).sum();
+        let book = Book {
+            table: restored.table,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            data_bytes: restored.data_bytes,
+            held_bytes: geometry.image_bytes() - missing,
+            closed: false,
+        };
+        Self { geometry, checkpoint_bytes, book: Mutex::new(book), due: Notify::new() }
+    }
+
+    /// Takes in what a target accepted.
+    pub(crate) fn accept(&self, written: Written) {
+        let mut book = self.book();
+        let run = written.run();
+        let known = book.table.holds(run.first);
+        if !known {
+            book.held_bytes += self.geometry.run_range(run).len;
+        }
+        if let Content::Data { data_bytes, .. } = written.content() {
+            book.data_bytes += if known { 0 } else { u64::from(data_bytes) };
+            book.pending_bytes += u64::from(data_bytes);
+        }
+        book.table.put(run, written.content());
+        book.pending.push(written);
+        if book.pending_bytes >= self.checkpoint_bytes || book.pending.len() >= PENDING_COUNT_MAX {
+            self.due.notify_one();
+        }
+    }
+
+    /// What waits for a sync, in the order of the image. Only a sync that begins now or later proves it.
+    pub(crate) fn take(&self) -> AwaitingSync {
+        let mut book = self.book();
+        book.pending_bytes = 0;
+        let mut taken = std::mem::take(&mut book.pending);
+        drop(book);
+        taken.sort_unstable_by_key(|written| written.run().first);
+        AwaitingSync::new(taken)
+    }
+
+    /// Completes when enough is waiting, or the ledger is closed.
+    pub(crate) async fn due(&self) {
+        self.due.notified().await;
+    }
+
+    /// No more chunks will come.
+    pub(crate) fn close(&self) {
+        self.book().closed = true;
+        self.due.notify_one();
+    }
+
+    /// More chunks will come: chunks that did not verify are written again.
+    pub(crate) fn reopen(&self) {
+        self.book().closed = false;
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.book().closed
+    }
+
+    /// Bytes found to be data, and bytes found to be zero.
+    pub(crate) fn data_and_zero_bytes(&self) -> (u64, u64) {
+        let book = self.book();
+        (book.data_bytes, book.held_bytes - book.data_bytes)
+    }
+
+    /// What is known of that chunk: a digest, or none for zeros.
+    pub(crate) fn digest(&self, index: ChunkIndex) -> Option<Option<Digest>> {
+        self.book().table.digest(index)
+    }
+
+    /// Takes the whole table out; `None` while chunks are missing. The ledger is of no use afterwards.
+    pub(crate) fn take_table(&self) -> Option<ChunkTable> {
+        let mut book = self.book();
+        if book.table.missing() > 0 {
+            return None;
+        }
+        let empty = Geometry::new(0, ChunkSize::MIN).ok()?;
+        std::mem::replace(&mut book.table, TableBuilder::new(empty)).finish()
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

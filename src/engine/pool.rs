@@ -1,0 +1,79 @@
+//! The engine's worker threads: one queue that all jobs share, so that each gets its turn.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use tokio::sync::oneshot;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// How much of a chunk is read, hashed and written at a time: it stays in a core's L2 cache.
+pub(crate) const PIECE_BYTES: usize = 256 << 10;
+
+/// What a worker thread lends to the work it runs.
+pub(crate) struct Scratch {
+    pub(crate) piece: Box<[u8]>,
+}
+
+type Work = Box<dyn FnOnce(&mut Scratch) + Send>;
+
+/// A fixed number of threads. Dropping it lets them end after what is queued; it does not wait.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    queue: Sender<Work>,
+    threads: usize,
+}
+
+impl Pool {
+    pub(crate) fn start(threads: usize) -> Result<Self> {
+        let (queue, work) = unbounded();
+        for number in 0..threads {
+            let work: Receiver<Work> = work.clone();
+            thread::Builder::new()
+                .name(format!("blockferry-{number}"))
+                .spawn(move || run(&work))
+                .map_err(|error| Error::io("start a worker thread", error))?;
+        }
+        Ok(Self { queue, threads })
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Runs work on a thread of the pool, in the order of asking.
+    ///
+    /// The work runs to its end even when the future is dropped.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Scratch) -> T + Send + 'static,
+    ) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        let work: Work = Box::new(move |scratch| {
+            let done = catch_unwind(AssertUnwindSafe(|| work(scratch)));
+            // Nobody waits for the answer when the future was dropped.
+            drop(reply.send(done));
+        });
+        self.queue.send(work).map_err(|_| Error::new(ErrorKind::Io, "queue work: no threads"))?;
+        match answer.await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(panic)) => Err(Error::new(ErrorKind::Io, told(&*panic))),
+            Err(gone) => Err(Error::new(ErrorKind::Io, "run work: its thread ended").because(gone)),
+        }
+    }
+}
+
+fn run(work: &Receiver<Work>) {
+    let mut scratch = Scratch { piece: vec![0; PIECE_BYTES].into_boxed_slice() };
+    while let Ok(work) = work.recv() {
+        work(&mut scratch);
+    }
+}
+
+fn told(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("run work: it panicked: {}", text.unwrap_or("without a message"))
+}

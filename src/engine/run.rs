@@ -1,0 +1,350 @@
+//! One run of one job: the main path, from plan to commit.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::ledger::Ledger;
+use crate::engine::pool::Pool;
+use crate::engine::progress::Counters;
+use crate::engine::verify::{self, Findings};
+use crate::engine::{checkpoint, lane};
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::{ByteRange, ChunkIndex, ChunkRun, to_u64};
+use crate::job::{JobSpec, Receipt, Verified};
+use crate::manifest::Manifest;
+use crate::options::Verify;
+use crate::plan::{Plan, Planner};
+use crate::region::{Capabilities, Outcome, Restored, Source, Target};
+use crate::throttle::ThrottlePath;
+
+/// How often a chunk that does not verify is written again.
+const REWRITE_COUNT_MAX: u32 = 3;
+/// How many chunks the remote lane has under way, memory permitting.
+const WINDOW_CHUNKS: u64 = 8;
+/// The unit in which memory is reserved.
+const MEMORY_UNIT_BYTES: u64 = 64 << 10;
+
+/// What a run works with, before it has begun.
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub(crate) spec: JobSpec,
+    pub(crate) source: Arc<dyn Source>,
+    pub(crate) target: Arc<dyn Target>,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) throttle: ThrottlePath,
+    /// Cancelled when the run is to stop: suspended or cancelled.
+    pub(crate) stop: CancellationToken,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) checkpoint_bytes: u64,
+    pub(crate) checkpoint_interval: Duration,
+}
+
+/// The engine's budget for bytes of images in memory.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    units: Arc<Semaphore>,
+    unit_count: u32,
+}
+
+impl Memory {
+    pub(crate) fn new(bytes_max: u64) -> Self {
+        const UNITS_MAX: u64 = 1 << 24;
+        let unit_count = (bytes_max / MEMORY_UNIT_BYTES).clamp(1, UNITS_MAX);
+        let unit_count = u32::try_from(unit_count).unwrap_or(1);
+        let units = Semaphore::new(usize::try_from(unit_count).unwrap_or(1));
+        Self { units: Arc::new(units), unit_count }
+    }
+}
+
+/// A run under way: what its lanes, checkpoints and verification share.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) spec: JobSpec,
+    pub(crate) source: Arc<dyn Source>,
+    pub(crate) target: Arc<dyn Target>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) ledger: Ledger,
+    pub(crate) throttle: ThrottlePath,
+    pub(crate) throttle_turn: tokio::sync::Mutex<()>,
+    /// Cancelled when no more work is to be begun: on a stop, or after a failure.
+    pub(crate) halt: CancellationToken,
+    pub(crate) pool: Arc<Pool>,
+    memory: Arc<Memory>,
+    capabilities: Capabilities,
+    /// Whether the target reads as zeros wherever this run has not written.
+    blank: AtomicBool,
+    stop: CancellationToken,
+    checkpoint_interval: Duration,
+    began: Instant,
+    resumed_bytes: u64,
+    restored_runs: Vec<ChunkRun>,
+}
+
+/// How a run ended without error.
+#[derive(Debug)]
+pub(crate) enum End {
+    Committed(Box<Receipt>),
+    /// It was asked to stop, and everything that it had written is on record.
+    Stopped,
+    /// A cancel was decided before the commit.
+    Cancelled,
+}
+
+/// Copies the image. `began` is shown the run, `committing` is called before the commit is tried.
+///
+/// This is the corridor: plan → (read → seal → throttle → write) in lanes, sync → journal in the
+/// background, then verify, and one commit.
+pub(crate) async fn copy(
+    start: Start,
+    began: impl FnOnce(&Arc<Run>),
+    committing: impl FnOnce(),
+) -> Result<End> {
+    let restored = start.target.begin().await?;
+    let run = Arc::new(Run::new(start, restored));
+    began(&run);
+    let mut plan = survey(&run).await?;
+    // A target that is written in place gets its first chunk last: until then it is no image.
+    let held = !run.capabilities.atomic_commit && plan.hold_back(ChunkIndex::new(0));
+    let mut verified = move_and_verify(&run, plan).await?;
+    if held && !run.stop.is_cancelled() {
+        run.ledger.reopen();
+        let first = Plan::only(run.spec.geometry, [ChunkIndex::new(0)]);
+        verified = add(verified, move_and_verify(&run, first).await?);
+    }
+    if run.stop.is_cancelled() {
+        return Ok(End::Stopped);
+    }
+    check_source(&run).await?;
+    run.counters.balance()?;
+    let manifest = run.manifest()?;
+    committing();
+    match run.target.commit(&manifest).await? {
+        Outcome::Cancelled => Ok(End::Cancelled),
+        Outcome::Committed => Ok(End::Committed(Box::new(run.receipt(&manifest, verified)))),
+    }
+}
+
+/// What is still to be moved: all that neither a durable record nor a hole covers.
+async fn survey(run: &Run) -> Result<Plan> {
+    let geometry = run.spec.geometry;
+    let mut planner = Planner::new(geometry);
+    run.restored_runs.iter().for_each(|chunks| planner.durable(*chunks));
+    let mut offset = 0;
+    while offset < geometry.image_bytes() && !run.stop.is_cancelled() {
+        let rest = ByteRange::new(offset, geometry.image_bytes() - offset);
+        let extents = run.source.extents(rest).await?;
+        let Some(last) = extents.last() else { break };
+        offset = last.range.end();
+        for extent in extents {
+            planner
+                .extent(extent)
+                .map_err(|error| error.at(run.source.location(), extent.range.offset))?;
+        }
+    }
+    if run.stop.is_cancelled() {
+        return Ok(Plan::only(geometry, []));
+    }
+    let plan = planner.finish().map_err(|error| error.within(run.source.location()))?;
+    Counters::add(&run.counters.planned_bytes, plan.remaining_bytes());
+    Ok(plan)
+}
+
+/// Moves what is planned, with checkpoints beside it, and reads back as much as was asked for.
+/// Chunks that do not verify are written again, a few times.
+async fn move_and_verify(run: &Arc<Run>, plan: Plan) -> Result<Verified> {
+    let mode = run.spec.verify;
+    let mut verified = Verified { mode, ..Verified::default() };
+    let mut plan = plan;
+    let mut earlier = run.restored_runs.as_slice();
+    for _ in 0..=REWRITE_COUNT_MAX {
+        let findings = move_once(run, plan, mode, earlier).await?;
+        verified = add(verified, findings.verified);
+        if findings.failed.is_empty() || run.stop.is_cancelled() {
+            return Ok(verified);
+        }
+        let failed = u32::try_from(findings.failed.len()).unwrap_or(u32::MAX);
+        verified.rewritten_chunks = verified.rewritten_chunks.saturating_add(failed);
+        // The target holds wrong bytes there, so zeros must be written too.
+        run.blank.store(false, Relaxed);
+        run.ledger.reopen();
+        earlier = &[];
+        plan = Plan::only(run.spec.geometry, findings.failed);
+    }
+    Err(Error::new(ErrorKind::Corrupt, "verify the target: chunks read back wrong three times")
+        .within(run.target.location())
+        .hint("the destination's device does not keep what is written; nothing was committed"))
+}
+
+async fn move_once(
+    run: &Arc<Run>,
+    plan: Plan,
+    mode: Verify,
+    earlier: &[ChunkRun],
+) -> Result<Findings> {
+    let (durable, mut to_verify) = mpsc::unbounded_channel();
+    for chunks in earlier {
+        durable.send(*chunks).ok();
+    }
+    let halt_on_error = |failed: bool| {
+        if failed {
+            run.halt.cancel();
+        }
+    };
+    let (moved, kept, findings) = tokio::join!(
+        async {
+            let moved = lane::run(run, plan).await;
+            halt_on_error(moved.is_err());
+            run.ledger.close();
+            moved
+        },
+        async {
+            let kept = checkpoint::keep(run, run.checkpoint_interval, &durable).await;
+            halt_on_error(kept.is_err());
+            drop(durable);
+            kept
+        },
+        async {
+            let findings = verify::follow(run, mode, &mut to_verify).await;
+            halt_on_error(findings.is_err());
+            findings
+        },
+    );
+    // The lane fails first when its own work fails; otherwise it was only halted.
+    moved.and(kept)?;
+    findings
+}
+
+/// The source must be what it was when the job was accepted, to the last fact.
+async fn check_source(run: &Run) -> Result<()> {
+    let now = run.source.fingerprint().await?;
+    match run.spec.fingerprint.difference(&now) {
+        None => Ok(()),
+        Some(what) => Err(Error::new(
+            ErrorKind::SourceChanged,
+            format!("commit the copy: the source changed meanwhile: {what}"),
+        )
+        .within(run.source.location())
+        .hint("nothing was committed; copy again, from a snapshot if the image is in use")),
+    }
+}
+
+fn add(one: Verified, other: Verified) -> Verified {
+    Verified {
+        mode: other.mode,
+        chunks: one.chunks + other.chunks,
+        bytes: one.bytes + other.bytes,
+        rewritten_chunks: one.rewritten_chunks + other.rewritten_chunks,
+    }
+}
+
+impl Run {
+    fn new(start: Start, restored: Restored) -> Self {
+        let geometry = start.spec.geometry;
+        let resumed_bytes = restored.data_bytes;
+        let restored_runs = held_runs(&restored, geometry.chunk_count());
+        Self {
+            spec: start.spec,
+            source: start.source,
+            target: start.target,
+            counters: start.counters,
+            ledger: Ledger::new(geometry, restored, start.checkpoint_bytes),
+            throttle: start.throttle,
+            throttle_turn: tokio::sync::Mutex::default(),
+            halt: start.stop.child_token(),
+            pool: start.pool,
+            memory: start.memory,
+            capabilities: start.capabilities,
+            blank: AtomicBool::new(start.capabilities.blank_target),
+            stop: start.stop,
+            checkpoint_interval: start.checkpoint_interval,
+            began: Instant::now(),
+            resumed_bytes,
+            restored_runs,
+        }
+    }
+
+    pub(crate) fn is_blank(&self) -> bool {
+        self.blank.load(Relaxed)
+    }
+
+    pub(crate) fn resumed_bytes(&self) -> u64 {
+        self.resumed_bytes
+    }
+
+    /// The source's own digests, where they are cut as we cut.
+    pub(crate) fn vouched(&self) -> Option<Arc<Manifest>> {
+        self.source.manifest().filter(|manifest| manifest.geometry() == self.spec.geometry)
+    }
+
+    /// How many chunks the memory budget holds; at least one.
+    pub(crate) fn budget_chunks(&self) -> u64 {
+        let bytes = u64::from(self.memory.unit_count) * MEMORY_UNIT_BYTES;
+        (bytes / self.spec.geometry.chunk_size().bytes()).max(1)
+    }
+
+    /// How many chunks the remote lane has under way.
+    pub(crate) fn window(&self) -> usize {
+        usize::try_from(self.budget_chunks().min(WINDOW_CHUNKS)).unwrap_or(1)
+    }
+
+    /// Waits for room for one chunk in the engine's memory budget. One chunk always fits.
+    pub(crate) async fn reserve_memory(&self) -> Result<OwnedSemaphorePermit> {
+        let bytes = self.spec.geometry.chunk_size().bytes().min(self.spec.geometry.image_bytes());
+        let units = u32::try_from(bytes.div_ceil(MEMORY_UNIT_BYTES)).unwrap_or(u32::MAX);
+        let units = units.min(self.memory.unit_count);
+        let permit = self.memory.units.clone().acquire_many_owned(units).await;
+        permit.map_err(|error| Error::new(ErrorKind::Io, "reserve memory").because(error))
+    }
+
+    fn manifest(&self) -> Result<Manifest> {
+        let table = self.ledger.take_table().ok_or_else(|| {
+            Error::new(ErrorKind::Io, "commit the copy: chunks are missing")
+                .within(self.target.location())
+        })?;
+        Manifest::new(table, Some(self.spec.job), self.spec.attributes.clone())
+    }
+
+    fn receipt(&self, manifest: &Manifest, verified: Verified) -> Receipt {
+        let geometry = self.spec.geometry;
+        let mut receipt = Receipt::found(
+            manifest.root(),
+            geometry.image_bytes(),
+            manifest.table().zero_bytes(),
+            geometry.chunk_count(),
+        );
+        (receipt.data_bytes, receipt.zero_bytes) = self.ledger.data_and_zero_bytes();
+        receipt.fingerprint = self.spec.fingerprint.clone();
+        receipt.read_bytes = self.counters.read_bytes.load(Relaxed);
+        receipt.written_bytes = self.counters.written_bytes.load(Relaxed);
+        receipt.resumed_bytes = self.resumed_bytes;
+        receipt.verified = verified;
+        receipt.elapsed = self.began.elapsed();
+        receipt.stalls = self.counters.stalls();
+        receipt
+    }
+}
+
+/// The runs of chunks that the restored table holds.
+fn held_runs(restored: &Restored, chunk_count: u32) -> Vec<ChunkRun> {
+    let mut held = Vec::new();
+    let mut next = 0;
+    let mut push = |from: u32, to: u32| {
+        if to > from {
+            held.push(ChunkRun::new(ChunkIndex::new(from), to - from));
+        }
+    };
+    for missing in restored.table.missing_runs() {
+        push(next, missing.first.get());
+        next = missing.end();
+    }
+    push(next, chunk_count);
+    debug_assert!(to_u64(held.len()) <= u64::from(chunk_count));
+    held
+}

@@ -1,0 +1,232 @@
+//! Starting and resuming: from a request to a job that is durable and on its way.
+
+use std::sync::Arc;
+
+use crate::chunk::Digest;
+use crate::engine::clock::{job_of_token, random_job, unix_ms};
+use crate::engine::drive::{Ends, drive};
+use crate::engine::entry::{Entry, Job, JobOutcome};
+use crate::engine::index::JobRecord;
+use crate::engine::{Inner, empty_receipt, unknown};
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::{ChunkSize, Geometry};
+use crate::id::JobId;
+use crate::job::{Endpoint, JobSpec, JobState};
+use crate::options::CopyOptions;
+use crate::region::{Region, Settled, Source};
+
+/// A copy to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CopyRequest {
+    /// Where the bytes come from.
+    pub source: Endpoint,
+    /// Where the image is to be.
+    pub target: Endpoint,
+    /// What else is asked.
+    pub options: CopyOptions,
+}
+
+impl CopyRequest {
+    /// A copy from one image to another, with those options.
+    pub fn new(source: Endpoint, target: Endpoint, options: CopyOptions) -> Self {
+        Self { source, target, options }
+    }
+}
+
+impl Inner {
+    pub(super) async fn copy(self: &Arc<Self>, request: CopyRequest) -> Result<Job> {
+        request.options.check()?;
+        let source_region = self.region(&request.source.region)?;
+        let target_region = self.region(&request.target.region)?;
+        if request.source == request.target {
+            return Err(Error::new(ErrorKind::Invalid, "copy an image onto itself")
+                .within(request.target.to_string())
+                .hint("source and destination are the same"));
+        }
+        let source = source_region.open(&request.source.image).await?;
+        let spec = self.spec_of(&request, &*source).await?;
+
+        let _turn = self.starting.lock().await;
+        self.refuse_when_closing()?;
+        if request.options.token.is_some()
+            && let Some(job) = self.same_job(&spec).await?
+        {
+            return Ok(job);
+        }
+        let target = target_region.stage(&spec).await?;
+        // Order: the stage first, so that a record never speaks of a job that does not exist.
+        let record = JobRecord::new(spec.clone(), JobState::Queued);
+        if let Err(error) = self.index.write(record).await {
+            return Err(match target.discard().await {
+                Ok(_) => error,
+                Err(later) => error.and(later),
+            });
+        }
+        let throttles = self.throttles_of(&spec);
+        let ends = Ends { source_region, target_region, source, target, throttles };
+        Ok(self.launch(spec, ends))
+    }
+
+    /// What the request comes to, now that the source is known.
+    async fn spec_of(&self, request: &CopyRequest, source: &dyn Source) -> Result<JobSpec> {
+        let options = &request.options;
+        let manifest = source.manifest();
+        let size_bytes = source.size_bytes();
+        let geometry = match options.chunk_size {
+            Some(chunk_size) => Geometry::new(size_bytes, chunk_size),
+            None => {
+                let known = manifest.as_ref().map(|manifest| manifest.geometry().chunk_size());
+                Geometry::grown(size_bytes, known.unwrap_or(ChunkSize::DEFAULT))
+            }
+        };
+        let geometry = geometry.map_err(|error| error.within(source.location()))?;
+        let fingerprint = source.fingerprint().await?;
+        let job = match &options.token {
+            Some(token) => job_of_token(token),
+            None => random_job()?,
+        };
+        let ends = (request.source.clone(), request.target.clone());
+        let mut spec = JobSpec::new(job, ends.0, ends.1, geometry, fingerprint);
+        spec.verify = options.verify;
+        spec.limits = options.limits;
+        spec.token = options
+            .token
+            .as_ref()
+            .map(|token| Digest::from_bytes(*blake3::hash(token.as_bytes()).as_bytes()));
+        spec.destructive = options.destructive;
+        spec.attributes = manifest.map(|m| m.attributes().clone()).unwrap_or_default();
+        spec.attributes.extend(options.attributes.clone());
+        crate::options::check_attributes(&spec.attributes)?;
+        spec.created_unix_ms = unix_ms();
+        Ok(spec)
+    }
+
+    /// The job that the same token has started before, if it has.
+    async fn same_job(self: &Arc<Self>, spec: &JobSpec) -> Result<Option<Job>> {
+        let live = self.live().get(&spec.job).cloned();
+        let earlier = match &live {
+            Some(entry) => Some(entry.spec.clone()),
+            None => self.index.read(spec.job).await?.map(|record| record.spec),
+        };
+        let Some(earlier) = earlier else { return Ok(None) };
+        // Only what was asked for counts: the source may have changed since.
+        let asked = JobSpec {
+            geometry: spec.geometry,
+            fingerprint: spec.fingerprint.clone(),
+            ..earlier.clone()
+        };
+        if !asked.same_request(spec) {
+            return Err(Error::new(ErrorKind::Invalid, "use that token for another request")
+                .hint(format!("it belongs to job {}: use a new one", spec.job)));
+        }
+        match live {
+            Some(entry) => Ok(Some(Job { engine: self.clone(), entry })),
+            None => self.resume_locked(spec.job).await.map(Some),
+        }
+    }
+
+    pub(super) async fn resume(self: &Arc<Self>, job: JobId) -> Result<Job> {
+        let _turn = self.starting.lock().await;
+        self.resume_locked(job).await
+    }
+
+    async fn resume_locked(self: &Arc<Self>, job: JobId) -> Result<Job> {
+        let live = self.live().get(&job).cloned();
+        if let Some(entry) = live {
+            return Ok(Job { engine: self.clone(), entry });
+        }
+        self.refuse_when_closing()?;
+        let record = self.index.read(job).await?;
+        if let Some(record) = &record
+            && record.state.is_final()
+        {
+            return Ok(self.ended(record.clone()));
+        }
+        let (target_region, spec) = match record {
+            Some(record) => (self.region(&record.spec.target.region)?, record.spec),
+            None => {
+                let (region, staged) = self.find_staged(job).await?.ok_or_else(|| unknown(job))?;
+                (region, staged.spec)
+            }
+        };
+        // What was decided before comes first; only an undecided job can go on.
+        for found in target_region.recover(Some(job)).await? {
+            self.note_recovered(&*target_region, &found).await?;
+            match found.settled {
+                Settled::Kept => return self.go_on(spec, target_region).await,
+                Settled::Failed(error) => return Err(error),
+                Settled::Running => {
+                    return Err(Error::new(ErrorKind::Busy, format!("resume job {job}"))
+                        .hint("another process runs it"));
+                }
+                Settled::Committed | Settled::RolledBack | Settled::Forgotten => {}
+            }
+        }
+        match self.index.read(job).await? {
+            Some(record) if record.state.is_final() => Ok(self.ended(record)),
+            _ => Err(Error::new(ErrorKind::NotFound, format!("resume job {job}"))
+                .within(target_region.location())
+                .hint("nothing of it is staged any more: copy again")),
+        }
+    }
+
+    async fn go_on(self: &Arc<Self>, spec: JobSpec, target_region: Arc<dyn Region>) -> Result<Job> {
+        let source_region = self.region(&spec.source.region)?;
+        let source = source_region.open(&spec.source.image).await?;
+        let now = source.fingerprint().await?;
+        if let Some(what) = spec.fingerprint.difference(&now) {
+            let what = format!("resume job {}: the source is not what it was: {what}", spec.job);
+            return Err(Error::new(ErrorKind::SourceChanged, what)
+                .within(source.location())
+                .hint("cancel the job and copy again"));
+        }
+        let target = target_region.stage(&spec).await?;
+        let record = JobRecord::new(spec.clone(), JobState::Queued);
+        self.index.write(record).await?;
+        let throttles = self.throttles_of(&spec);
+        let ends = Ends { source_region, target_region, source, target, throttles };
+        Ok(self.launch(spec, ends))
+    }
+
+    fn launch(self: &Arc<Self>, spec: JobSpec, ends: Ends) -> Job {
+        let entry = Arc::new(Entry::new(spec.clone(), spec.limits));
+        self.live().insert(spec.job, entry.clone());
+        self.tasks.spawn(drive(self.clone(), entry.clone(), ends));
+        Job { engine: self.clone(), entry }
+    }
+
+    /// The handle of a job that has ended.
+    fn ended(self: &Arc<Self>, record: JobRecord) -> Job {
+        let outcome = match record.state {
+            JobState::Committed => {
+                let receipt = record.receipt.unwrap_or_else(|| empty_receipt(&record.spec));
+                JobOutcome::Committed(Arc::new(receipt))
+            }
+            JobState::Failed { resumable } => {
+                let (kind, message) =
+                    record.error.unwrap_or((ErrorKind::Io, "the copy failed".to_owned()));
+                let error = Error::new(kind, format!("copy the image, earlier: {message}"));
+                JobOutcome::Failed { error: Arc::new(error), resumable }
+            }
+            _ => JobOutcome::RolledBack { clean: true },
+        };
+        let entry = Arc::new(Entry::ended(record.spec, record.state, outcome));
+        Job { engine: self.clone(), entry }
+    }
+
+    fn throttles_of(&self, spec: &JobSpec) -> Vec<crate::throttle::Throttle> {
+        [&spec.source.region, &spec.target.region]
+            .into_iter()
+            .filter_map(|name| self.registered(name, |found| found.throttle.clone()).ok())
+            .collect()
+    }
+
+    fn refuse_when_closing(&self) -> Result<()> {
+        if self.closing.is_cancelled() {
+            return Err(Error::new(ErrorKind::Unavailable, "start a job")
+                .hint("the engine is shutting down"));
+        }
+        Ok(())
+    }
+}
