@@ -1,0 +1,20 @@
+//! The manual: pages of documentation, and no code.
+//!
+//! | page | for whom |
+//! |---|---|
+//! | [`guarantees`] | everybody: what holds, which test proves it, and what is not promised |
+//! | [`operating`] | those who run it: folders, modes, crashes, cancel, limits, memory, exit codes |
+//! | [`formats`] | those who read its bytes: journal, manifest, job record, digests |
+//! | [`architecture`] | those who change it: the corridor, the rooms, who may know whom |
+
+#[doc = include_str!("architecture.md")]
+pub mod architecture {}
+
+#[doc = include_str!("formats.md")]
+pub mod formats {}
+
+#[doc = include_str!("guarantees.md")]
+pub mod guarantees {}
+
+#[doc = include_str!("operating.md")]
+pub mod operating {}
