@@ -18,7 +18,7 @@ use blockferry::region::{DirRegion, Located, Outcome, Region};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use tokio::runtime::Runtime;
 
-/// The chunks of one checkpoint, and what is needed to stage and commit their image again and again.
+/// The chunks of one checkpoint, and what it takes to commit their image again and again.
 struct Case {
     region: DirRegion,
     image: ImageId,
