@@ -15,7 +15,7 @@ use crate::region::{Outcome, Region, Source, Target, Vote};
 use crate::throttle::ThrottlePath;
 
 /// How often the owner looks for wishes: a cancel from another process is noticed within 100 ms.
-const ATTEND_INTERVAL: Duration = Duration::from_millis(50);
+const ATTEND_INTERVAL: Duration = Duration::from_millis(80);
 /// How often it tells others how far it is.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 /// Delays between attempts at a rollback that could not finish.
@@ -24,7 +24,6 @@ const ROLLBACK_DELAY_MAX: Duration = Duration::from_secs(60);
 
 /// Both ends of a job, open.
 pub(crate) struct Ends {
-    pub(crate) source_region: Arc<dyn Region>,
     pub(crate) target_region: Arc<dyn Region>,
     pub(crate) source: Arc<dyn Source>,
     pub(crate) target: Arc<dyn Target>,

@@ -44,16 +44,15 @@ impl Inner {
                 .within(request.target.to_string())
                 .hint("source and destination are the same"));
         }
-        let source = source_region.open(&request.source.image).await?;
-        let spec = self.spec_of(&request, &*source).await?;
-
         let _turn = self.starting.lock().await;
-        self.refuse_when_closing()?;
-        if request.options.token.is_some()
-            && let Some(job) = self.same_job(&spec).await?
+        if let Some(token) = &request.options.token
+            && let Some(job) = self.same_job(job_of_token(token), &request).await?
         {
             return Ok(job);
         }
+        self.refuse_when_closing()?;
+        let source = source_region.open(&request.source.image).await?;
+        let spec = self.spec_of(&request, &*source).await?;
         let target = target_region.stage(&spec).await?;
         // Order: the stage first, so that a record never speaks of a job that does not exist.
         let record = JobRecord::new(spec.clone(), JobState::Queued);
@@ -64,7 +63,7 @@ impl Inner {
             });
         }
         let throttles = self.throttles_of(&spec);
-        let ends = Ends { source_region, target_region, source, target, throttles };
+        let ends = Ends { target_region, source, target, throttles };
         Ok(self.launch(spec, ends))
     }
 
@@ -102,27 +101,21 @@ impl Inner {
         Ok(spec)
     }
 
-    /// The job that the same token has started before, if it has.
-    async fn same_job(self: &Arc<Self>, spec: &JobSpec) -> Result<Option<Job>> {
-        let live = self.live().get(&spec.job).cloned();
+    /// The job that the same token has started before, if it has. The source is not looked at: it may be gone by now.
+    async fn same_job(self: &Arc<Self>, job: JobId, request: &CopyRequest) -> Result<Option<Job>> {
+        let live = self.live().get(&job).cloned();
         let earlier = match &live {
             Some(entry) => Some(entry.spec.clone()),
-            None => self.index.read(spec.job).await?.map(|record| record.spec),
+            None => self.index.read(job).await?.map(|record| record.spec),
         };
         let Some(earlier) = earlier else { return Ok(None) };
-        // Only what was asked for counts: the source may have changed since.
-        let asked = JobSpec {
-            geometry: spec.geometry,
-            fingerprint: spec.fingerprint.clone(),
-            ..earlier.clone()
-        };
-        if !asked.same_request(spec) {
+        if !asks_for(request, &earlier) {
             return Err(Error::new(ErrorKind::Invalid, "use that token for another request")
-                .hint(format!("it belongs to job {}: use a new one", spec.job)));
+                .hint(format!("it belongs to job {job}: use a new one")));
         }
         match live {
             Some(entry) => Ok(Some(Job { engine: self.clone(), entry })),
-            None => self.resume_locked(spec.job).await.map(Some),
+            None => self.resume_locked(job).await.map(Some),
         }
     }
 
@@ -185,7 +178,7 @@ impl Inner {
         let record = JobRecord::new(spec.clone(), JobState::Queued);
         self.index.write(record).await?;
         let throttles = self.throttles_of(&spec);
-        let ends = Ends { source_region, target_region, source, target, throttles };
+        let ends = Ends { target_region, source, target, throttles };
         Ok(self.launch(spec, ends))
     }
 
@@ -229,4 +222,17 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// Whether the request is the one that this job was started with.
+fn asks_for(request: &CopyRequest, spec: &JobSpec) -> bool {
+    let options = &request.options;
+    let had = |(key, value): (&String, &String)| spec.attributes.get(key) == Some(value);
+    request.source == spec.source
+        && request.target == spec.target
+        && options.verify == spec.verify
+        && options.limits == spec.limits
+        && options.destructive == spec.destructive
+        && options.chunk_size.is_none_or(|size| size == spec.geometry.chunk_size())
+        && options.attributes.iter().all(had)
 }

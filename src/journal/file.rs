@@ -90,7 +90,8 @@ impl Journal {
         }
         file.set_len(LOG_AT + RESERVE)?;
         file.reserve(ByteRange::new(0, LOG_AT + RESERVE))?;
-        let (bytes, chain) = Chain::new(header.spec.job).seal(&Record::Header(header.clone()));
+        let (bytes, chain) =
+            Chain::new(header.spec.job).seal(&Record::Header(Box::new(header.clone())));
         if bytes.len() > HEADER_LEN_MAX {
             return Err(Error::new(ErrorKind::Invalid, "describe the job in its journal")
                 .hint("use shorter names and fewer attributes"));

@@ -48,7 +48,7 @@ pub(crate) struct Prepared {
 /// One record.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Record {
-    Header(Header),
+    Header(Box<Header>),
     /// A process began to run the job; later attempts fence earlier ones.
     Attempt {
         epoch: u32,
@@ -94,10 +94,10 @@ impl Record {
         const NAME_LEN_MAX: usize = 4096;
         let mut from = Decoder::new(payload, "journal record");
         let record = match kind {
-            1 => Self::Header(Header {
+            1 => Self::Header(Box::new(Header {
                 spec: JobSpec::decode(&mut from)?,
                 name: from.text(NAME_LEN_MAX)?.to_owned(),
-            }),
+            })),
             2 => Self::Attempt { epoch: from.u32()? },
             3 => {
                 let geometry = geometry.ok_or_else(|| from.corrupt("progress before header"))?;
@@ -297,6 +297,7 @@ pub(crate) fn replay(
         return Err(corrupt("the header is of another job", 0));
     }
     let geometry = header.spec.geometry;
+    let header = *header;
     let mut replay = Replay { header, epoch: 0, prepared: None, done: false, chain, end: log_at };
     while let Some(frame) = next_record(job, replay.end, RECORD_LEN_MAX, read, &mut buffer)? {
         let Some(record) = replay.chain.accept(&frame, Some(geometry)) else { break };
@@ -324,7 +325,7 @@ pub(crate) fn read_header(job: JobId, read: ReadAt<'_>) -> Result<Option<Header>
         return Ok(None);
     };
     match Chain::new(job).accept(&frame, None) {
-        Some(Record::Header(header)) if header.spec.job == job => Ok(Some(header)),
+        Some(Record::Header(header)) if header.spec.job == job => Ok(Some(*header)),
         _ => Ok(None),
     }
 }
@@ -411,7 +412,8 @@ mod tests {
     }
 
     fn journal(records: &[Record]) -> Vec<u8> {
-        let (mut bytes, mut chain) = Chain::new(sample_spec().job).seal(&Record::Header(header()));
+        let (mut bytes, mut chain) =
+            Chain::new(sample_spec().job).seal(&Record::Header(Box::new(header())));
         bytes.resize(LOG_AT as usize, 0);
         for record in records {
             let (sealed, next) = chain.seal(record);
@@ -471,7 +473,8 @@ mod tests {
     fn a_flip_of_any_byte_is_refused_or_costs_only_the_last_record() {
         let whole = journal(&sample());
         let (_, all) = read(&whole).unwrap().unwrap();
-        let header_len = Chain::new(sample_spec().job).seal(&Record::Header(header())).0.len();
+        let header_len =
+            Chain::new(sample_spec().job).seal(&Record::Header(Box::new(header()))).0.len();
         let last = whole.len() - SECTOR;
         for at in (0..header_len).chain(LOG_AT as usize..whole.len()) {
             let mut bytes = whole.clone();

@@ -77,13 +77,11 @@ impl StageStore {
         let parent = self.make_parent()?;
         // Order: the claim is held while we look for rivals and until our own name is durable.
         let _claim = parent.claim()?;
-        if let Some(stage) = self.find(spec.job)? {
-            match self.open_restoring(&stage, spec)? {
-                Some((journal, restored)) => {
-                    return OwnedStage::take_over(self, stage, journal, restored);
-                }
-                None => self.forget(&stage)?,
-            }
+        match self.settle(spec.job, Claim::Held)?.settled {
+            Settled::Kept => return self.take_over(spec),
+            Settled::Running => return Err(owned_elsewhere(spec.job)),
+            Settled::Failed(error) => return Err(error),
+            Settled::Committed | Settled::RolledBack | Settled::Forgotten => {}
         }
         if self.root.facts_of(name)?.is_some() {
             return Err(Error::new(ErrorKind::Exists, format!("stage {name}"))
@@ -91,6 +89,12 @@ impl StageStore {
         }
         self.refuse_rivals(spec.job, name)?;
         self.create(&parent, spec, name)
+    }
+
+    fn take_over(self: &Arc<Self>, spec: &JobSpec) -> Result<OwnedStage> {
+        let stage = self.find(spec.job)?.ok_or_else(|| owned_elsewhere(spec.job))?;
+        let (journal, restored) = self.open_restoring(&stage, spec)?;
+        OwnedStage::take_over(self, stage, journal, restored)
     }
 
     /// One stage per name: a rival that is only waiting to be cleaned is cleaned, any other is `Busy`.
@@ -131,9 +135,10 @@ impl StageStore {
         OwnedStage::fresh(self, parent.reopen()?, dir, inner, journal, data)
     }
 
-    /// The journal of a stage and what it made durable; `None` when its start was never acknowledged.
-    fn open_restoring(&self, stage: &Stage, spec: &JobSpec) -> Result<Option<(Journal, Restored)>> {
-        let Some(watched) = Journal::watch(&stage.dir, stage.job)? else { return Ok(None) };
+    /// The journal of a stage and what it made durable.
+    fn open_restoring(&self, stage: &Stage, spec: &JobSpec) -> Result<(Journal, Restored)> {
+        let gone = || owned_elsewhere(stage.job);
+        let watched = Journal::watch(&stage.dir, stage.job)?.ok_or_else(gone)?;
         if !watched.header().spec.same_request(spec) {
             return Err(Error::new(ErrorKind::Invalid, format!("take over job {}", stage.job))
                 .hint("it was started with another request"));
@@ -147,8 +152,8 @@ impl StageStore {
         })?;
         broken?;
         match opened {
-            Some(Open::Valid(journal)) => Ok(Some((*journal, restored))),
-            Some(Open::Unacknowledged) | None => Ok(None),
+            Some(Open::Valid(journal)) => Ok((*journal, restored)),
+            Some(Open::Unacknowledged) | None => Err(gone()),
         }
     }
 
@@ -447,6 +452,10 @@ impl StageStore {
     fn names(&self) -> MutexGuard<'_, HashMap<JobId, String>> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn owned_elsewhere(job: JobId) -> Error {
+    Error::new(ErrorKind::Busy, format!("take over job {job}")).hint("another process runs it")
 }
 
 /// The manifest in an image's folder; `None` where there is none.

@@ -8,7 +8,7 @@ use crate::journal::{Journal, Prepared, Settlement, Status, settle};
 use crate::manifest::Manifest;
 use crate::region::{Outcome, Restored, Wishes};
 
-use super::{DATA, IMAGE, Layout, MANIFEST, Stage, StageStore};
+use super::{DATA, IMAGE, Layout, MANIFEST, Stage, StageStore, owned_elsewhere};
 
 /// Committed images are for their owner and group to read, and for nobody to write.
 const IMAGE_DIR_MODE: u32 = 0o750;
@@ -56,8 +56,7 @@ impl OwnedStage {
         restored: Restored,
     ) -> Result<Self> {
         if !journal.try_own()? || !journal.is_still_in(&stage.dir)? {
-            return Err(Error::new(ErrorKind::Busy, format!("take over job {}", stage.job))
-                .hint("another process runs it"));
+            return Err(owned_elsewhere(stage.job));
         }
         let inner = match store.layout {
             Layout::Images => stage.dir.open_dir(IMAGE)?,
