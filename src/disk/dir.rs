@@ -47,7 +47,9 @@ impl Dir {
     }
 
     fn open(&self, name: &str, flags: OFlags, mode: u32) -> rustix::io::Result<OwnedFd> {
-        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        // Not O_NOFOLLOW: it would let the link itself be opened, and blame what is not a folder
+        // instead of the link. BENEATH refuses every link, the last one too.
+        let flags = flags | OFlags::CLOEXEC;
         retry_on_intr(|| {
             rustix::fs::openat2(&self.0, name, flags, Mode::from_raw_mode(mode), BENEATH)
         })
