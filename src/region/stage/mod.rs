@@ -145,7 +145,7 @@ impl StageStore {
         }
         let mut restored = Restored::new(watched.header().spec.geometry);
         let mut broken = Ok(());
-        let opened = Journal::open(&stage.dir, stage.job, &mut |chunk| {
+        let opened = Journal::take_over(&stage.dir, stage.job, &mut |chunk| {
             if let Err(error) = restored.record(chunk) {
                 broken = Err(error);
             }
@@ -190,6 +190,13 @@ impl StageStore {
         Ok(None)
     }
 
+    /// Whether that job has committed, and its stage is still there.
+    pub(crate) fn has_published(&self, job: JobId) -> Result<bool> {
+        let Some(stage) = self.find(job)? else { return Ok(false) };
+        let Some(journal) = Journal::watch(&stage.dir, job)? else { return Ok(false) };
+        Ok(settle(self.found(&stage, &journal)?) == Settlement::FinishCommit)
+    }
+
     /// Puts a wish before the owner; `None` when somebody else is doing so at this moment.
     pub(crate) fn try_wish(&self, job: JobId, wish: Wish) -> Result<Option<bool>> {
         let Some(stage) = self.find(job)? else { return Ok(Some(false)) };
@@ -205,6 +212,10 @@ impl StageStore {
         let Some(journal) = Journal::watch(&stage.dir, job)? else {
             // Nobody can publish a stage without header; it needs no decision, only a broom.
             let _claim = stage.parent.claim()?;
+            if Journal::watch(&stage.dir, job)?.is_some() {
+                // Its owner was just making it: it takes a decision after all.
+                return Ok(None);
+            }
             self.clean(&stage.parent, &stage.dir, job)?;
             return Ok(Some(Vote::Cancelled { first: true, clean: true }));
         };
@@ -265,26 +276,27 @@ impl StageStore {
     fn settle(&self, job: JobId, claim: Claim) -> Result<Recovered> {
         let gone = || Recovered::new(job, None, Settled::Forgotten);
         let Some(stage) = self.find(job)? else { return Ok(gone()) };
-        let opened = match Journal::open(&stage.dir, job, &mut |_| {})? {
-            Some(Open::Valid(journal)) => journal,
-            Some(Open::Unacknowledged) | None => {
-                // The claim keeps out those who are just making this very stage.
-                let needed = claim == Claim::Needed;
-                let _held = needed.then(|| stage.parent.claim()).transpose()?;
-                if Journal::watch(&stage.dir, job)?.is_some() {
-                    return Ok(Recovered::new(job, None, Settled::Running));
-                }
-                self.forget(&stage)?;
-                return Ok(gone());
+        if Journal::watch(&stage.dir, job)?.is_none() {
+            // The claim keeps out those who are just making this very stage.
+            let needed = claim == Claim::Needed;
+            let _held = needed.then(|| stage.parent.claim()).transpose()?;
+            if Journal::watch(&stage.dir, job)?.is_some() {
+                return Ok(Recovered::new(job, None, Settled::Running));
             }
-        };
-        let spec = Some(opened.header().spec.clone());
-        if !opened.try_own()? {
-            return Ok(Recovered::new(job, spec, Settled::Running));
-        }
-        if !opened.is_still_in(&stage.dir)? {
+            self.forget(&stage)?;
             return Ok(gone());
         }
+        // Order: owned before it is read, or an append by its owner looks like damage.
+        let opened = match Journal::take_over(&stage.dir, job, &mut |_| {}) {
+            Ok(Some(Open::Valid(journal))) => journal,
+            Ok(Some(Open::Unacknowledged) | None) => return Ok(gone()),
+            Err(error) if error.kind() == ErrorKind::Busy => {
+                let spec = self.job(job)?.map(|told| told.spec);
+                return Ok(Recovered::new(job, spec, Settled::Running));
+            }
+            Err(error) => return Err(error),
+        };
+        let spec = Some(opened.header().spec.clone());
         let settled = match settle(self.found(&stage, &opened)?) {
             Settlement::Forget | Settlement::Keep => Settled::Kept,
             Settlement::FinishCommit => {
