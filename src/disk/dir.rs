@@ -220,7 +220,7 @@ impl Dir {
         let own = self.reopen()?;
         retry_on_intr(|| rustix::fs::flock(&own.0, FlockOperation::LockExclusive))
             .map_err(|errno| Error::io("lock folder", errno))?;
-        Ok(DirClaim { _held: own })
+        Ok(DirClaim { held: own })
     }
 
     /// Another handle to the same folder.
@@ -232,7 +232,14 @@ impl Dir {
 /// The exclusive claim on a folder, held until dropped.
 #[derive(Debug)]
 pub(crate) struct DirClaim {
-    _held: Dir,
+    held: Dir,
+}
+
+impl Drop for DirClaim {
+    fn drop(&mut self) {
+        // By hand: a child that was forked at this moment would keep the claim for a while.
+        retry_on_intr(|| rustix::fs::flock(&self.held.0, FlockOperation::Unlock)).ok();
+    }
 }
 
 fn absent_is_none<T>(found: Result<T>) -> Result<Option<T>> {
