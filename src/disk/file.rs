@@ -310,4 +310,4 @@ fn ignore_unsupported(error: Error) -> Result<bool> {
 }
 
 /// What is written where a device cannot zero a range by itself.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
