@@ -4,8 +4,8 @@ use crate::error::{ErrorKind, Result};
 use crate::region::{Located, Outcome, Settled, Vote};
 
 use super::{
-    IMAGE_BYTES, Place, check_absent, check_blank, check_hidden, check_image, copy, discard, first,
-    kind, ready, spec, write,
+    IMAGE_BYTES, Place, check_absent, check_blank, check_bytes, check_hidden, check_image, copy,
+    discard, first, kind, ready, spec, write,
 };
 
 pub(super) async fn commit_and_finish_may_be_repeated(place: &dyn Place) -> Result<()> {
@@ -37,6 +37,23 @@ pub(super) async fn commit_and_finish_may_be_repeated(place: &dyn Place) -> Resu
     drop(target);
     assert!(region.jobs().await?.is_empty(), "nothing is staged after finish");
     check_image(place, &spec, &image).await
+}
+
+pub(super) async fn an_image_that_came_first_stays(place: &dyn Place) -> Result<()> {
+    let (spec, image) = first(place)?;
+    let region = place.region();
+    let (target, manifest) = ready(&*place.region(), &spec, &image).await?;
+    let atomic = region.capabilities().atomic_commit;
+    if atomic && place.put(&spec.target.image, b"first") {
+        let refused = kind(target.commit(&manifest).await);
+        assert_eq!(refused, Some(ErrorKind::Exists), "a commit never replaces an image");
+        check_bytes(&*region.open(&spec.target.image).await?, b"first").await?;
+        discard(&*target).await?;
+        check_bytes(&*region.open(&spec.target.image).await?, b"first").await?;
+        return region.remove(&spec.target.image).await;
+    }
+    discard(&*target).await?;
+    check_absent(place, &spec).await
 }
 
 pub(super) async fn a_finished_commit_is_not_cancelled(place: &dyn Place) -> Result<()> {

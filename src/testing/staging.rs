@@ -1,4 +1,4 @@
-//! Clauses on stages: hidden, one for an image, one owner, exact bytes, reopened with what was recorded.
+//! Clauses on stages: hidden, one an image, one owner, exact bytes, reopened with what was recorded.
 
 use std::sync::Arc;
 

@@ -113,7 +113,7 @@ fn spec(image: &str) -> JobSpec {
 }
 
 fn kind<T>(result: Result<T>) -> ErrorKind {
-    result.err().map(|error| error.kind()).expect("a refusal")
+    result.err().map(|error| error.kind()).unwrap()
 }
 
 /// A region's root, and a folder outside it that nobody may touch.

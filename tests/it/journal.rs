@@ -1,4 +1,4 @@
-//! What damage to a journal does: it is refused, or costs the last record, and never invents a chunk.
+//! What damage to a journal does: it is refused or costs the last record, and invents no chunk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
