@@ -315,10 +315,16 @@ impl Journal {
 
     /// What the owner last told of itself.
     pub(crate) fn status(&self) -> Result<Option<Status>> {
-        match self.read_slot(SlotKind::Status, STATUS_AT)? {
-            Slot::Written(payload) => Status::decode(&payload).map(Some),
-            Slot::Empty | Slot::Damaged => Ok(None),
+        // The owner may be writing it at this moment: look again before it is called damaged.
+        const LOOKS: usize = 8;
+        for _ in 0..LOOKS {
+            match self.read_slot(SlotKind::Status, STATUS_AT)? {
+                Slot::Written(payload) => return Status::decode(&payload).map(Some),
+                Slot::Empty => return Ok(None),
+                Slot::Damaged => {}
+            }
         }
+        Ok(None)
     }
 
     /// Tells others how far the owner is. Not synced.

@@ -396,14 +396,17 @@ mod tests {
     use crate::job::sample_spec;
 
     const LOG_AT: u64 = 64 << 10;
+    const LOG: usize = 64 << 10;
 
     fn header() -> Header {
         Header { spec: sample_spec(), name: "m-1".into() }
     }
 
     fn data(index: u32) -> Durable {
-        let content =
-            Content::Data { digest: Digest::from_bytes([index as u8; 32]), data_bytes: 5 };
+        let content = Content::Data {
+            digest: Digest::from_bytes([u8::try_from(index).unwrap(); 32]),
+            data_bytes: 5,
+        };
         Durable::recorded(ChunkRun::new(ChunkIndex::new(index), 1), content)
     }
 
@@ -414,7 +417,7 @@ mod tests {
     fn journal(records: &[Record]) -> Vec<u8> {
         let (mut bytes, mut chain) =
             Chain::new(sample_spec().job).seal(&Record::Header(Box::new(header())));
-        bytes.resize(LOG_AT as usize, 0);
+        bytes.resize(LOG, 0);
         for record in records {
             let (sealed, next) = chain.seal(record);
             bytes.extend(sealed);
@@ -438,13 +441,13 @@ mod tests {
         let mut seen = Vec::new();
         let mut read = |at: u64, buffer: &mut [u8]| {
             for (n, byte) in buffer.iter_mut().enumerate() {
-                *byte = bytes.get(at as usize + n).copied().unwrap_or(0);
+                *byte = bytes.get(usize::try_from(at).unwrap() + n).copied().unwrap_or(0);
             }
             Ok(())
         };
         let job = sample_spec().job;
         let found =
-            replay(job, bytes.len() as u64, LOG_AT, &mut read, &mut |chunk| seen.push(*chunk))?;
+            replay(job, to_u64(bytes.len()), LOG_AT, &mut read, &mut |chunk| seen.push(*chunk))?;
         Ok(found.map(|replay| (replay, seen)))
     }
 
@@ -461,9 +464,9 @@ mod tests {
     fn a_journal_cut_anywhere_gives_a_prefix_or_was_never_acknowledged() {
         let whole = journal(&sample());
         let (_, all) = read(&whole).unwrap().unwrap();
-        for len in (0..whole.len()).step_by(37).chain(LOG_AT as usize - 3..whole.len()) {
+        for len in (0..whole.len()).step_by(37).chain(LOG - 3..whole.len()) {
             match read(&whole[..len]).unwrap() {
-                None => assert!(len < LOG_AT as usize, "cut at {len}"),
+                None => assert!(len < LOG, "cut at {len}"),
                 Some((_, seen)) => assert!(all.starts_with(&seen), "cut at {len}"),
             }
         }
@@ -476,7 +479,7 @@ mod tests {
         let header_len =
             Chain::new(sample_spec().job).seal(&Record::Header(Box::new(header()))).0.len();
         let last = whole.len() - SECTOR;
-        for at in (0..header_len).chain(LOG_AT as usize..whole.len()) {
+        for at in (0..header_len).chain(LOG..whole.len()) {
             let mut bytes = whole.clone();
             bytes[at] ^= 0x40;
             match read(&bytes) {
@@ -505,7 +508,7 @@ mod tests {
     #[test]
     fn a_swapped_or_repeated_record_is_refused() {
         let whole = journal(&sample());
-        let first = LOG_AT as usize;
+        let first = LOG;
         let mut repeated = whole.clone();
         repeated.extend_from_slice(&whole[first..first + SECTOR]);
         assert_eq!(read(&repeated).unwrap_err().kind(), ErrorKind::Corrupt);

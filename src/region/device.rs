@@ -71,7 +71,11 @@ impl Shared {
         let parent = Dir::open_or_create_path(&self.journals)?;
         let _claim = parent.claim()?;
         if let Some(stage) = self.find(spec.job)? {
-            return self.take_over(stage, spec);
+            if Journal::watch(&stage.dir, stage.job)?.is_some() {
+                return self.take_over(stage, spec);
+            }
+            // A start that was never acknowledged: nothing was written to the device yet.
+            remove(&stage)?;
         }
         for job in jobs_in(&parent)? {
             if self.name_of(job)?.as_deref() == Some(self.name())
@@ -411,7 +415,7 @@ impl DeviceStage {
         let control = self.journal.control()?;
         Ok(Wishes {
             cancelled: self.journal.is_cancelled()?,
-            suspend: control.suspend_epoch != 0 && control.suspend_epoch == self.journal.epoch(),
+            suspend: control.suspend_epoch == Some(self.journal.epoch()),
             limits: control.limits,
         })
     }

@@ -54,7 +54,7 @@ struct Stage {
     owner: u64,
     cancelled: bool,
     limits: Option<Limits>,
-    suspend_epoch: u32,
+    suspend_epoch: Option<u32>,
     recorded: Vec<Durable>,
     progress: Option<Progress>,
 }
@@ -164,7 +164,7 @@ impl State {
             owner: self.owners,
             cancelled: false,
             limits: None,
-            suspend_epoch: 0,
+            suspend_epoch: None,
             recorded: Vec::new(),
             progress: None,
         };
@@ -335,7 +335,7 @@ impl Region for MemoryRegion {
         self.at(|state| {
             let Some(stage) = state.stages.get_mut(&job) else { return Ok(false) };
             match wish {
-                Wish::Suspend => stage.suspend_epoch = stage.epoch,
+                Wish::Suspend => stage.suspend_epoch = Some(stage.epoch),
                 Wish::Limit(limits) => stage.limits = Some(limits),
             }
             Ok(true)
@@ -486,7 +486,7 @@ impl Target for MemoryTarget {
             let Some(stage) = state.stages.get(&self.spec.job) else {
                 return Ok(Wishes::default());
             };
-            let suspend = stage.suspend_epoch != 0 && stage.suspend_epoch == stage.epoch;
+            let suspend = stage.suspend_epoch == Some(stage.epoch);
             Ok(Wishes { cancelled: stage.cancelled, suspend, limits: stage.limits })
         })
     }

@@ -1,1 +1,3 @@
+//! The `blockferry` command.
+
 fn main() {}

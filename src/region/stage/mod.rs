@@ -100,7 +100,8 @@ impl StageStore {
     /// One stage per name: a rival that is only waiting to be cleaned is cleaned, any other is `Busy`.
     fn refuse_rivals(&self, job: JobId, name: &str) -> Result<()> {
         for rival in self.stages()?.into_iter().filter(|rival| *rival != job) {
-            if self.name_of(rival)?.as_deref() != Some(name) {
+            // A rival that cannot be read cannot be resumed, and the rename replaces nothing anyway.
+            if self.name_of(rival).ok().flatten().as_deref() != Some(name) {
                 continue;
             }
             let settled = self.settle(rival, Claim::Held)?.settled;
@@ -166,11 +167,8 @@ impl StageStore {
 
     /// What is known of each staged job.
     pub(crate) fn jobs(&self) -> Result<Vec<StagedJob>> {
-        let mut jobs = Vec::new();
-        for job in self.stages()? {
-            jobs.extend(self.job(job)?);
-        }
-        Ok(jobs)
+        // One that cannot be read must not hide the others; `recover` says what is wrong with it.
+        Ok(self.stages()?.into_iter().filter_map(|job| self.job(job).ok().flatten()).collect())
     }
 
     /// What is known of that job, if it is staged here and was acknowledged.
@@ -183,7 +181,7 @@ impl StageStore {
     /// The job that has that name staged.
     pub(crate) fn job_staging(&self, name: &str) -> Result<Option<JobId>> {
         for job in self.stages()? {
-            if self.name_of(job)?.as_deref() == Some(name) {
+            if self.name_of(job).ok().flatten().as_deref() == Some(name) {
                 return Ok(Some(job));
             }
         }
@@ -494,7 +492,7 @@ pub(crate) fn staged_job(journal: &Journal) -> Result<StagedJob> {
 pub(crate) fn put_wish(journal: &Journal, wish: Wish) -> Result<Option<bool>> {
     let epoch = journal.status()?.map_or(0, |status| status.epoch);
     let set = journal.try_set_control(|control| match wish {
-        Wish::Suspend => control.suspend_epoch = epoch,
+        Wish::Suspend => control.suspend_epoch = Some(epoch),
         Wish::Limit(limits) => control.limits = Some(limits),
     })?;
     Ok(set.then_some(true))

@@ -195,7 +195,7 @@ impl OwnedStage {
         let control = self.journal.control()?;
         Ok(Wishes {
             cancelled: self.journal.is_cancelled()?,
-            suspend: control.suspend_epoch != 0 && control.suspend_epoch == self.journal.epoch(),
+            suspend: control.suspend_epoch == Some(self.journal.epoch()),
             limits: control.limits,
         })
     }
