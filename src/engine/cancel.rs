@@ -113,14 +113,17 @@ impl Inner {
                 self.note_commit(&*region, &spec).await;
                 CancelAnswer::AlreadyCommitted
             }
-            Vote::Unknown => match record.as_ref().and_then(answer_of_record) {
-                Some(answer) => answer,
-                None => {
-                    // Its stage is gone without a commit: somebody else has cancelled and cleaned it.
-                    self.note_cancel(&region, &spec, true).await;
-                    CancelAnswer::AlreadyCancelled { clean: true }
+            // Read anew: the job may have ended since, and the record is written before its stage goes.
+            Vote::Unknown => {
+                match self.index.read(job).await?.as_ref().and_then(answer_of_record) {
+                    Some(answer) => answer,
+                    None => {
+                        // Its stage is gone without a commit: somebody else has cancelled and cleaned it.
+                        self.note_cancel(&region, &spec, true).await;
+                        CancelAnswer::AlreadyCancelled { clean: true }
+                    }
                 }
-            },
+            }
         };
         Ok(CancelReply::new(Some(job), answer))
     }

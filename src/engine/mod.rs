@@ -524,16 +524,23 @@ impl Inner {
             Some(record) => self.region(&record.spec.target.region)?,
             None => self.find_staged(job).await?.ok_or_else(|| unknown(job))?.0,
         };
-        region.wish(job, Wish::Suspend).await?;
         let deadline = Instant::now() + PATIENCE;
-        while region.job(job).await?.is_some_and(|staged| staged.owned) {
+        let mut wished = None;
+        while let Some(staged) = region.job(job).await?.filter(|staged| staged.owned) {
+            // A wish is for one attempt: one that had not begun yet must be asked again.
+            if wished != Some(staged.epoch) {
+                region.wish(job, Wish::Suspend).await?;
+                wished = Some(staged.epoch);
+            }
             if Instant::now() >= deadline {
                 return Err(Error::new(ErrorKind::Unavailable, format!("suspend job {job}"))
                     .hint("its process does not answer; the wish stays on record"));
             }
             tokio::time::sleep(POLL).await;
         }
-        Ok(self.index.read(job).await?.map_or(JobState::Suspended, |record| record.state))
+        // A job whose process died is as good as suspended, whatever it last wrote.
+        let state = self.index.read(job).await?.map(|record| record.state);
+        Ok(state.filter(|state| !state.is_running()).unwrap_or(JobState::Suspended))
     }
 }
 

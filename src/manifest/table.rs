@@ -173,7 +173,7 @@ impl TableBuilder {
     }
 
     /// The table; `None` while chunks are missing.
-    pub(crate) fn finish(self) -> Option<ChunkTable> {
+    pub fn finish(self) -> Option<ChunkTable> {
         (self.missing == 0).then_some(self.table)
     }
 }
