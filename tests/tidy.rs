@@ -25,6 +25,7 @@ const PURE_ROOMS: [&str; 16] = [
     "job",
     "journal/record",
     "journal/recovery",
+    "journal/slot",
     "location",
     "manifest",
     "options",

@@ -1,7 +1,6 @@
 //! Files and block devices: positioned reads and writes, room, extents, durability, and locks on
 //! bytes.
 
-use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -48,13 +47,9 @@ impl File {
             .map_err(|errno| Error::io("open block device", errno))
     }
 
-    pub(super) fn of_fd(fd: OwnedFd) -> Self {
-        Self(fd)
-    }
-
     /// Wraps a file that the caller opened.
-    pub(crate) fn from_std(file: fs::File) -> Self {
-        Self(file.into())
+    pub(crate) fn of_fd(fd: OwnedFd) -> Self {
+        Self(fd)
     }
 
     /// A reader from the start of the file to its end.

@@ -1,13 +1,15 @@
 //! A region in memory: for documentation, tests, and images that need not outlive the process.
 
+mod pieces;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::chunk::{Durable, Sealed, Written};
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::{ByteRange, ChunkRun, to_u64, to_usize};
+use crate::geometry::{ByteRange, ChunkRun, to_u64};
 use crate::id::{ImageId, JobId};
 use crate::job::{Fingerprint, JobSpec, Progress};
 use crate::manifest::Manifest;
@@ -17,6 +19,8 @@ use crate::region::{
     BoxFuture, Capabilities, ImageInfo, LocalFile, Located, Outcome, Recovered, Region, Restored,
     Settled, Source, StagedJob, Target, Vote, Wish, Wishes,
 };
+
+use pieces::Pieces;
 
 /// Images in memory. Clones share the same images, so that one survives an engine that is dropped.
 ///
@@ -57,30 +61,6 @@ struct Stage {
     suspend_epoch: Option<u32>,
     recorded: Vec<Durable>,
     progress: Option<Progress>,
-}
-
-/// Bytes by offset; what no piece covers reads as zeros. Pieces do not overlap.
-#[derive(Clone, Debug, Default)]
-struct Pieces {
-    size_bytes: u64,
-    pieces: BTreeMap<u64, Bytes>,
-}
-
-impl Pieces {
-    fn read(&self, range: ByteRange) -> Bytes {
-        let mut out = BytesMut::zeroed(to_usize(range.len));
-        let before = self.pieces.range(..=range.offset).next_back().map_or(0, |(at, _)| *at);
-        for (at, piece) in self.pieces.range(before..range.end()) {
-            let shared = range.intersect(ByteRange::new(*at, to_u64(piece.len())));
-            if !shared.is_empty() {
-                let (from, to) =
-                    (to_usize(shared.offset - at), to_usize(shared.offset - range.offset));
-                let len = to_usize(shared.len);
-                out[to..to + len].copy_from_slice(&piece[from..from + len]);
-            }
-        }
-        out.freeze()
-    }
 }
 
 impl MemoryRegion {
