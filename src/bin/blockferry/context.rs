@@ -55,10 +55,6 @@ impl Context {
         Ok(Self { state_dir, given: false })
     }
 
-    pub(crate) fn state_dir(&self) -> &Path {
-        &self.state_dir
-    }
-
     /// The line that goes on with `verb` on a job, to paste into a shell.
     pub(crate) fn line(&self, verb: &str, job: JobId) -> String {
         let mut line = format!("blockferry {verb} {job}");
