@@ -1,8 +1,15 @@
-//! The command line, as scripts see it: the real binary, its exit codes, its JSON, its one line of error.
+//! The command line as scripts see it: the real binary, its exit codes, its JSON, its one line of
+//! error.
 #![cfg(feature = "cli")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail the test that calls them"
+)]
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -218,10 +225,11 @@ fn has(tool: &str) -> bool {
     found
 }
 
+#[expect(clippy::print_stdout, reason = "a test that is left out says so")]
 fn skip(why: &str) {
     let required = std::env::var_os("BLOCKFERRY_REQUIRE_ALL").is_some_and(|set| set == "1");
     assert!(!required, "may not be skipped: {why}");
-    writeln!(std::io::stdout(), "skipped: {why}").unwrap();
+    println!("skipped: {why}");
 }
 
 fn count(json: &Value, field: &str) -> u64 {

@@ -105,7 +105,7 @@ impl Context {
         Ok((location.name()?, region))
     }
 
-    /// The spec of the job in question. A job that the index does not know is looked for in `region`.
+    /// The spec of the job in question. One that the index does not know is looked for in `region`.
     pub(crate) async fn find(
         &self,
         engine: &Engine,
