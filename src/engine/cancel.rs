@@ -119,7 +119,7 @@ impl Inner {
                 match record.as_ref().and_then(answer_of_record) {
                     Some(answer) => answer,
                     None => {
-                        // Its stage is gone without a commit: somebody has cancelled and cleaned it.
+                        // Its stage is gone without a commit: somebody cancelled and cleaned it.
                         self.note_cancel(&region, &spec, true).await;
                         CancelAnswer::AlreadyCancelled { clean: true }
                     }
