@@ -113,12 +113,13 @@ impl Inner {
                 self.note_commit(&*region, &spec).await;
                 CancelAnswer::AlreadyCommitted
             }
-            // Read anew: the job may have ended since, and the record is written before its stage goes.
             Vote::Unknown => {
-                match self.index.read(job).await?.as_ref().and_then(answer_of_record) {
+                // Read anew: the job may have ended since; its record goes before its stage does.
+                let record = self.index.read(job).await?;
+                match record.as_ref().and_then(answer_of_record) {
                     Some(answer) => answer,
                     None => {
-                        // Its stage is gone without a commit: somebody else has cancelled and cleaned it.
+                        // Its stage is gone without a commit: somebody cancelled and cleaned it.
                         self.note_cancel(&region, &spec, true).await;
                         CancelAnswer::AlreadyCancelled { clean: true }
                     }

@@ -9,7 +9,7 @@ use crate::id::{ImageId, JobId};
 use crate::job::JobSpec;
 use crate::region::device::DeviceRegion;
 use crate::region::local::LocalSource;
-use crate::region::stage::{DATA, Layout, MANIFEST, StageStore, StageTarget, until_decided};
+use crate::region::stage::{Layout, StageStore, StageTarget, refuse_inside_image, until_decided};
 use crate::region::{
     BoxFuture, Capabilities, ImageInfo, Located, Recovered, Region, Source, StagedJob, Target,
     Vote, Wish, blocking,
@@ -82,16 +82,6 @@ impl FileRegion {
         let (store, name, place) = (self.store.clone(), self.name.clone(), self.location.clone());
         blocking(move || work(&store, &name).map_err(|error| error.within(place)))
     }
-}
-
-/// A file may not be put into a committed image's folder: that would change the image.
-fn refuse_inside_image(folder: &Dir) -> Result<()> {
-    let holds = |name: &str| folder.facts_of(name).map(|facts| facts.is_some());
-    if holds(MANIFEST)? && holds(DATA)? {
-        return Err(Error::new(ErrorKind::Invalid, "copy to a file inside an image's folder")
-            .hint("a committed image never changes: choose another folder"));
-    }
-    Ok(())
 }
 
 impl Region for FileRegion {

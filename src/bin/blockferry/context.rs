@@ -55,10 +55,6 @@ impl Context {
         Ok(Self { state_dir, given: false })
     }
 
-    pub(crate) fn state_dir(&self) -> &Path {
-        &self.state_dir
-    }
-
     /// The line that goes on with `verb` on a job, to paste into a shell.
     pub(crate) fn line(&self, verb: &str, job: JobId) -> String {
         let mut line = format!("blockferry {verb} {job}");
@@ -109,7 +105,7 @@ impl Context {
         Ok((location.name()?, region))
     }
 
-    /// The spec of the job in question. A job that the index does not know is looked for in `region`.
+    /// The spec of the job in question. One that the index does not know is looked for in `region`.
     pub(crate) async fn find(
         &self,
         engine: &Engine,

@@ -6,7 +6,7 @@ mod target;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::disk::{Dir, Facts};
+use crate::disk::{Dir, Facts, Kind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ImageId, JobId};
 use crate::job::JobSpec;
@@ -474,6 +474,19 @@ pub(crate) fn read_manifest(image: &Dir) -> Result<Option<Manifest>> {
         Some(file) => Manifest::decode_from(&mut file.reader()).map(Some),
         None => Ok(None),
     }
+}
+
+/// Nothing may be put into a committed image's folder: that would change the image.
+pub(crate) fn refuse_inside_image(folder: &Dir) -> Result<()> {
+    // Folders of these names are images of a region.
+    let holds = |name: &str| {
+        folder.facts_of(name).map(|facts| facts.is_some_and(|facts| facts.kind == Kind::File))
+    };
+    if holds(MANIFEST)? && holds(DATA)? {
+        return Err(Error::new(ErrorKind::Invalid, "copy into an image's folder")
+            .hint("a committed image never changes: choose another folder"));
+    }
+    Ok(())
 }
 
 /// What a journal that is only watched tells of its job.
