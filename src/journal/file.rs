@@ -123,11 +123,37 @@ impl Journal {
         job: JobId,
         visit: &mut dyn FnMut(&Durable),
     ) -> Result<Option<Open>> {
+        match dir.find_file_rw(JOURNAL)? {
+            Some(file) => Self::replay(file, job, visit).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// As [`Journal::open`], but owns it first, so that nobody appends behind what was read.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] while another process, or another handle in this one, owns it.
+    pub(crate) fn take_over(
+        dir: &Dir,
+        job: JobId,
+        visit: &mut dyn FnMut(&Durable),
+    ) -> Result<Option<Open>> {
         let Some(file) = dir.find_file_rw(JOURNAL)? else { return Ok(None) };
+        let owned = file.try_lock(OWNER)?;
+        // Order: owned, then looked for again: whoever had it may have removed it.
+        let named = dir.facts_of(JOURNAL)?;
+        if !owned || !named.is_some_and(|named| file.facts().is_ok_and(|f| f.same_file(&named))) {
+            return Err(Error::new(ErrorKind::Busy, format!("take over job {job}"))
+                .hint("another process runs it"));
+        }
+        Self::replay(file, job, visit).map(Some)
+    }
+
+    fn replay(file: File, job: JobId, visit: &mut dyn FnMut(&Durable)) -> Result<Open> {
         let len = file.len()?;
         let mut read = |at: u64, buffer: &mut [u8]| read_padded(&file, at, buffer);
         let Some(found) = replay(job, len, LOG_AT, &mut read, visit)? else {
-            return Ok(Some(Open::Unacknowledged));
+            return Ok(Open::Unacknowledged);
         };
         let tail = Tail {
             chain: found.chain,
@@ -140,7 +166,7 @@ impl Journal {
         };
         let tail = Mutex::new(tail);
         let journal = Self { file, header: found.header, tail, watching: false };
-        Ok(Some(Open::Valid(Box::new(journal))))
+        Ok(Open::Valid(Box::new(journal)))
     }
 
     pub(crate) fn header(&self) -> &Header {
@@ -308,6 +334,14 @@ impl Journal {
 
     fn tail(&self) -> std::sync::MutexGuard<'_, Tail> {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // Given back by hand: a child that was forked at this moment still has the handle, and would
+        // keep the right until it runs its own program.
+        self.file.unlock(OWNER).ok();
     }
 }
 

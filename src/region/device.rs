@@ -94,7 +94,7 @@ impl Shared {
     fn take_over(self: &Arc<Self>, stage: Stage, spec: &JobSpec) -> Result<DeviceStage> {
         let mut restored = Restored::new(spec.geometry);
         let mut broken = Ok(());
-        let opened = Journal::open(&stage.dir, stage.job, &mut |chunk| {
+        let opened = Journal::take_over(&stage.dir, stage.job, &mut |chunk| {
             if let Err(error) = restored.record(chunk) {
                 broken = Err(error);
             }
@@ -106,10 +106,6 @@ impl Shared {
         if !journal.header().spec.same_request(spec) {
             return Err(Error::new(ErrorKind::Invalid, format!("take over job {}", stage.job))
                 .hint("it was started with another request"));
-        }
-        if !journal.try_own()? || !journal.is_still_in(&stage.dir)? {
-            return Err(Error::new(ErrorKind::Busy, format!("take over job {}", stage.job))
-                .hint("another process runs it"));
         }
         let device = self.open_device(spec)?;
         Ok(DeviceStage::new(self, stage, *journal, device, restored))
@@ -174,9 +170,14 @@ impl Shared {
         let Some((stage, watched)) = self.watch(job)? else { return Ok(Some(Vote::Unknown)) };
         // The decision may be in the log, so it is read under the right to decide.
         let Some(decision) = watched.try_decide()? else { return Ok(None) };
-        let Some(Open::Valid(journal)) = Journal::open(&stage.dir, job, &mut |_| {})? else {
-            return Ok(None);
+        let opened = match Journal::open(&stage.dir, job, &mut |_| {}) {
+            // Its owner may have been appending while we read: only at rest is it damage.
+            Err(error) if error.kind() == ErrorKind::Corrupt && watched.is_owned_elsewhere()? => {
+                return Ok(None);
+            }
+            opened => opened?,
         };
+        let Some(Open::Valid(journal)) = opened else { return Ok(None) };
         let first = match settle(found(&journal)?) {
             Settlement::FinishCommit => return Ok(Some(Vote::Committed)),
             Settlement::FinishCancel => false,
@@ -211,13 +212,16 @@ impl Shared {
         let Some(stage) = self.find(job)? else {
             return Ok(Recovered::new(job, None, Settled::Forgotten));
         };
-        let Some(Open::Valid(journal)) = Journal::open(&stage.dir, job, &mut |_| {})? else {
-            return Ok(Recovered::new(job, None, Settled::Running));
+        // Order: owned before it is read, or an append by its owner looks like damage.
+        let journal = match Journal::take_over(&stage.dir, job, &mut |_| {}) {
+            Ok(Some(Open::Valid(journal))) => journal,
+            Err(error) if error.kind() != ErrorKind::Busy => return Err(error),
+            Ok(_) | Err(_) => {
+                let spec = self.job(job)?.map(|told| told.spec);
+                return Ok(Recovered::new(job, spec, Settled::Running));
+            }
         };
         let spec = journal.header().spec.clone();
-        if !journal.try_own()? {
-            return Ok(Recovered::new(job, Some(spec), Settled::Running));
-        }
         let settled = match settle(found(&journal)?) {
             Settlement::FinishCommit => {
                 remove(&stage)?;
@@ -389,7 +393,8 @@ impl DeviceStage {
 
     fn try_discard(&self) -> Result<Option<Outcome>> {
         if !self.journal.is_still_in(&self.stage.dir)? {
-            return Ok(Some(Outcome::Cancelled));
+            let committed = self.journal.is_done();
+            return Ok(Some(if committed { Outcome::Committed } else { Outcome::Cancelled }));
         }
         let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
         match settle(found(&self.journal)?) {

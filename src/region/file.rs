@@ -143,7 +143,11 @@ impl Region for FileRegion {
     fn locate<'a>(&'a self, _image: &'a ImageId) -> BoxFuture<'a, Result<Located>> {
         self.with(move |store, name| {
             if let Some(job) = store.job_staging(name)? {
-                return Ok(Located::Staged(job));
+                let published = store.has_published(job)?;
+                return Ok(match published {
+                    true => Located::Committed(Some(job)),
+                    false => Located::Staged(job),
+                });
             }
             let there = store.root().facts_of(name)?.is_some();
             Ok(if there { Located::Committed(None) } else { Located::Absent })

@@ -31,6 +31,8 @@ pub struct MemoryRegion {
 struct State {
     images: BTreeMap<ImageId, Image>,
     stages: BTreeMap<JobId, Stage>,
+    /// Counts owners, so that a target that has ended is not taken for a later one of its job.
+    owners: u64,
     /// Counts insertions, so that an image put in place of another has another fingerprint.
     versions: u64,
 }
@@ -48,6 +50,8 @@ struct Stage {
     bytes: Pieces,
     epoch: u32,
     owned: bool,
+    /// Which of those that ever owned a stage here is its owner, or was the last.
+    owner: u64,
     cancelled: bool,
     limits: Option<Limits>,
     suspend_epoch: u32,
@@ -122,8 +126,12 @@ impl MemoryRegion {
 }
 
 impl State {
-    fn stage(&mut self, spec: &JobSpec) -> Result<()> {
+    /// Stages the image, or takes its stage over; returns the number of the owner.
+    fn stage(&mut self, spec: &JobSpec) -> Result<u64> {
         if let Some(stage) = self.stages.get_mut(&spec.job) {
+            if self.images.values().any(|image| image.job() == Some(spec.job)) {
+                return Err(Error::new(ErrorKind::Exists, format!("take over job {}", spec.job)));
+            }
             if stage.owned {
                 return Err(Error::new(ErrorKind::Busy, format!("take over job {}", spec.job)));
             }
@@ -131,8 +139,10 @@ impl State {
                 return Err(Error::new(ErrorKind::Invalid, format!("take over job {}", spec.job))
                     .hint("it was started with another request"));
             }
+            self.owners += 1;
             stage.owned = true;
-            return Ok(());
+            stage.owner = self.owners;
+            return Ok(self.owners);
         }
         let image = &spec.target.image;
         if self.images.contains_key(image) {
@@ -144,12 +154,14 @@ impl State {
         if self.stages.values().any(|rival| rival.spec.target.image == *image) {
             return Err(Error::new(ErrorKind::Busy, format!("stage {image}")));
         }
+        self.owners += 1;
         let bytes = Pieces { size_bytes: spec.geometry.image_bytes(), pieces: BTreeMap::new() };
         let stage = Stage {
             spec: spec.clone(),
             bytes,
             epoch: 0,
             owned: true,
+            owner: self.owners,
             cancelled: false,
             limits: None,
             suspend_epoch: 0,
@@ -157,7 +169,7 @@ impl State {
             progress: None,
         };
         self.stages.insert(spec.job, stage);
-        Ok(())
+        Ok(self.owners)
     }
 
     fn commit(&mut self, job: JobId, manifest: &Manifest) -> Result<Outcome> {
@@ -273,9 +285,9 @@ impl Region for MemoryRegion {
 
     fn stage<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
         self.at(|state| {
-            state.stage(spec)?;
+            let owner = state.stage(spec)?;
             let target: Arc<dyn Target> =
-                Arc::new(MemoryTarget { region: self.clone(), spec: spec.clone() });
+                Arc::new(MemoryTarget { region: self.clone(), spec: spec.clone(), owner });
             Ok(target)
         })
     }
@@ -379,11 +391,14 @@ impl Source for MemorySource {
 struct MemoryTarget {
     region: MemoryRegion,
     spec: JobSpec,
+    owner: u64,
 }
 
 impl Drop for MemoryTarget {
     fn drop(&mut self) {
-        if let Some(stage) = self.region.state().stages.get_mut(&self.spec.job) {
+        if let Some(stage) = self.region.state().stages.get_mut(&self.spec.job)
+            && stage.owner == self.owner
+        {
             stage.owned = false;
         }
     }
@@ -451,7 +466,7 @@ impl Target for MemoryTarget {
 
     fn finish(&self) -> BoxFuture<'_, Result<()>> {
         self.region.at(|state| {
-            state.stages.remove(&self.spec.job);
+            state.stages.retain(|_, stage| stage.owner != self.owner);
             Ok(())
         })
     }
@@ -461,7 +476,7 @@ impl Target for MemoryTarget {
             if state.has_committed(self.spec.job) {
                 return Ok(Outcome::Committed);
             }
-            state.stages.remove(&self.spec.job);
+            state.stages.retain(|_, stage| stage.owner != self.owner);
             Ok(Outcome::Cancelled)
         })
     }

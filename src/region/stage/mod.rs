@@ -140,7 +140,7 @@ impl StageStore {
         }
         let mut restored = Restored::new(watched.header().spec.geometry);
         let mut broken = Ok(());
-        let opened = Journal::open(&stage.dir, stage.job, &mut |chunk| {
+        let opened = Journal::take_over(&stage.dir, stage.job, &mut |chunk| {
             if let Err(error) = restored.record(chunk) {
                 broken = Err(error);
             }
@@ -185,6 +185,13 @@ impl StageStore {
         Ok(None)
     }
 
+    /// Whether that job has committed, and its stage is still there.
+    pub(crate) fn has_published(&self, job: JobId) -> Result<bool> {
+        let Some(stage) = self.find(job)? else { return Ok(false) };
+        let Some(journal) = Journal::watch(&stage.dir, job)? else { return Ok(false) };
+        Ok(settle(self.found(&stage, &journal)?) == Settlement::FinishCommit)
+    }
+
     /// Puts a wish before the owner; `None` when somebody else is doing so at this moment.
     pub(crate) fn try_wish(&self, job: JobId, wish: Wish) -> Result<Option<bool>> {
         let Some(stage) = self.find(job)? else { return Ok(Some(false)) };
@@ -200,6 +207,10 @@ impl StageStore {
         let Some(journal) = Journal::watch(&stage.dir, job)? else {
             // Nobody can publish a stage without header; it needs no decision, only a broom.
             let _claim = stage.parent.claim()?;
+            if Journal::watch(&stage.dir, job)?.is_some() {
+                // Its owner was just making it: it takes a decision after all.
+                return Ok(None);
+            }
             self.clean(&stage.parent, &stage.dir, job)?;
             return Ok(Some(Vote::Cancelled { first: true, clean: true }));
         };
@@ -260,9 +271,15 @@ impl StageStore {
     fn settle(&self, job: JobId, claim: Claim) -> Result<Recovered> {
         let gone = || Recovered::new(job, None, Settled::Forgotten);
         let Some(stage) = self.find(job)? else { return Ok(gone()) };
-        let opened = match Journal::open(&stage.dir, job, &mut |_| {})? {
-            Some(Open::Valid(journal)) => journal,
-            Some(Open::Unacknowledged) | None => {
+        // Order: owned before it is read, or an append by its owner looks like damage.
+        let opened = match Journal::take_over(&stage.dir, job, &mut |_| {}) {
+            Ok(Some(Open::Valid(journal))) => journal,
+            Err(error) if error.kind() == ErrorKind::Busy => {
+                let spec = self.job(job)?.map(|told| told.spec);
+                return Ok(Recovered::new(job, spec, Settled::Running));
+            }
+            Err(error) => return Err(error),
+            Ok(Some(Open::Unacknowledged) | None) => {
                 // The claim keeps out those who are just making this very stage.
                 let needed = claim == Claim::Needed;
                 let _held = needed.then(|| stage.parent.claim()).transpose()?;
@@ -274,12 +291,6 @@ impl StageStore {
             }
         };
         let spec = Some(opened.header().spec.clone());
-        if !opened.try_own()? {
-            return Ok(Recovered::new(job, spec, Settled::Running));
-        }
-        if !opened.is_still_in(&stage.dir)? {
-            return Ok(gone());
-        }
         let settled = match settle(self.found(&stage, &opened)?) {
             Settlement::Forget | Settlement::Keep => Settled::Kept,
             Settlement::FinishCommit => {
