@@ -39,6 +39,8 @@ pub(crate) async fn drive(engine: Arc<Inner>, entry: Arc<Entry>, ends: Ends) {
         () = crash.cancelled() => {}
         () = live(&engine, &entry, ends) => {}
     }
+    // Also after a crash: handles of the job may live on, and must not keep the stage.
+    entry.let_go();
 }
 
 async fn live(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: Ends) {
@@ -57,6 +59,7 @@ async fn live(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: Ends) {
         (Err(error), _) => fail(engine, entry, &ends, error).await,
     };
     // The stage is let go before anybody is told: a resume may follow at once.
+    entry.let_go();
     drop(ends);
     engine.retire(entry.spec.job);
     entry.end(outcome);
@@ -86,11 +89,9 @@ async fn run(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: &Ends) -> Result<End
         checkpoint_bytes: engine.options.checkpoint_bytes,
         checkpoint_interval: engine.options.checkpoint_interval,
     };
-    let began = |run: &Arc<_>| {
-        entry.run.get_or_init(|| Arc::clone(run));
-    };
+    let committing = || entry.enter(JobState::Committing);
     tokio::select! {
-        ended = Box::pin(copy(start, began, || entry.enter(JobState::Committing))) => ended,
+        ended = Box::pin(copy(start, |run| entry.begin(run), committing)) => ended,
         () = attend(entry, ends) => Ok(End::Stopped),
     }
 }
