@@ -45,12 +45,13 @@ impl Inner {
                 .hint("source and destination are the same"));
         }
         let _turn = self.starting.lock().await;
+        self.refuse_when_closing()?;
+        // Order: the token first, for a source may be gone when its copy is asked for again.
         if let Some(token) = &request.options.token
             && let Some(job) = self.same_job(job_of_token(token), &request).await?
         {
             return Ok(job);
         }
-        self.refuse_when_closing()?;
         let source = source_region.open(&request.source.image).await?;
         let spec = self.spec_of(&request, &*source).await?;
         let target = target_region.stage(&spec).await?;
@@ -101,7 +102,7 @@ impl Inner {
         Ok(spec)
     }
 
-    /// The job that the same token has started before, if it has. The source is not looked at: it may be gone by now.
+    /// The job that the same token has started before, if it has.
     async fn same_job(self: &Arc<Self>, job: JobId, request: &CopyRequest) -> Result<Option<Job>> {
         let live = self.live().get(&job).cloned();
         let earlier = match &live {
@@ -224,15 +225,16 @@ impl Inner {
     }
 }
 
-/// Whether the request is the one that this job was started with.
-fn asks_for(request: &CopyRequest, spec: &JobSpec) -> bool {
+/// Whether the request could have started that job. Only what was asked for counts: the source may
+/// have changed since, or be gone.
+fn asks_for(request: &CopyRequest, earlier: &JobSpec) -> bool {
     let options = &request.options;
-    let had = |(key, value): (&String, &String)| spec.attributes.get(key) == Some(value);
-    request.source == spec.source
-        && request.target == spec.target
-        && options.verify == spec.verify
-        && options.limits == spec.limits
-        && options.destructive == spec.destructive
-        && options.chunk_size.is_none_or(|size| size == spec.geometry.chunk_size())
-        && options.attributes.iter().all(had)
+    let cut_so = |asked| asked == earlier.geometry.chunk_size();
+    let holds = |(key, value)| earlier.attributes.get(key) == Some(value);
+    (&request.source, &request.target) == (&earlier.source, &earlier.target)
+        && options.verify == earlier.verify
+        && options.limits == earlier.limits
+        && options.destructive == earlier.destructive
+        && options.chunk_size.is_none_or(cut_so)
+        && options.attributes.iter().all(holds)
 }
