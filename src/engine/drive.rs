@@ -196,6 +196,10 @@ async fn roll_back(
             // The commit was decided after all, by an earlier attempt: its image is what counts.
             let found = crate::engine::found_receipt(&*ends.target_region, &entry.spec).await;
             let receipt = found.unwrap_or_else(|_| crate::engine::empty_receipt(&entry.spec));
+            let mut record = JobRecord::new(entry.spec.clone(), JobState::Committed);
+            record.receipt = Some(receipt.clone());
+            // The region is the truth; an index that cannot be written now is rebuilt by `recover`.
+            engine.index.write(record).await.ok();
             JobOutcome::Committed(Arc::new(receipt))
         }
         Ok(Outcome::Cancelled) => {

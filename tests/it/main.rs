@@ -6,6 +6,7 @@
     reason = "a test says what it expects by failing where it is not so"
 )]
 
+mod cli;
 mod conformance;
 mod journal;
 mod places;
