@@ -86,7 +86,6 @@ impl Sealed {
     }
 
     /// The target accepted every byte.
-    #[must_use]
     pub fn written(self) -> Written {
         Written::data(self.index, self.digest, u32::try_from(self.range.len).unwrap_or(u32::MAX))
     }

@@ -30,10 +30,6 @@ impl Encoder {
         self.raw(&value.to_le_bytes())
     }
 
-    pub(crate) fn i64(&mut self, value: i64) -> &mut Self {
-        self.raw(&value.to_le_bytes())
-    }
-
     pub(crate) fn raw(&mut self, bytes: &[u8]) -> &mut Self {
         self.bytes.extend_from_slice(bytes);
         self
@@ -110,10 +106,6 @@ impl<'a> Decoder<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    pub(crate) fn i64(&mut self) -> Result<i64> {
-        self.array().map(i64::from_le_bytes)
-    }
-
     /// The bytes of a block of at most `len_max` bytes.
     pub(crate) fn block(&mut self, len_max: usize) -> Result<&'a [u8]> {
         let len = usize::try_from(self.u32()?).unwrap_or(usize::MAX);
@@ -150,6 +142,15 @@ impl<'a> Decoder<'a> {
     }
 }
 
+/// The start of the text that fits in `len_max` bytes, cut between characters.
+pub(crate) fn cut(text: &str, len_max: usize) -> &str {
+    let mut len = len_max.min(text.len());
+    while !text.is_char_boundary(len) {
+        len -= 1;
+    }
+    &text[..len]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,7 +158,7 @@ mod tests {
     #[test]
     fn fields_come_back_as_they_went_in() {
         let mut encoder = Encoder::new();
-        encoder.u8(7).u16(0x1234).u32(5).u64(u64::MAX).i64(-3).block(b"abc");
+        encoder.u8(7).u16(0x1234).u32(5).u64(u64::MAX).block(b"abc");
         encoder.option(Some(9_u32), |e, v| {
             e.u32(v);
         });
@@ -165,7 +166,7 @@ mod tests {
         let mut decoder = Decoder::new(&bytes, "test");
         assert_eq!((decoder.u8().unwrap(), decoder.u16().unwrap()), (7, 0x1234));
         assert_eq!((decoder.u32().unwrap(), decoder.u64().unwrap()), (5, u64::MAX));
-        assert_eq!((decoder.i64().unwrap(), decoder.text(3).unwrap()), (-3, "abc"));
+        assert_eq!(decoder.text(3).unwrap(), "abc");
         assert_eq!(decoder.option(|d| d.u32()).unwrap(), Some(9));
         decoder.finish().unwrap();
     }
@@ -176,5 +177,12 @@ mod tests {
         assert!(Decoder::new(&[255, 255, 255, 255, 0], "test").block(10).is_err());
         assert!(Decoder::new(&[2], "test").option(|d| d.u8()).is_err());
         assert_eq!(Decoder::new(&[2], "test").finish().unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        assert_eq!(cut("aé", 2), "a");
+        assert_eq!(cut("aé", 3), "aé");
+        assert_eq!(cut("", 0), "");
     }
 }

@@ -143,6 +143,7 @@ impl Error {
             Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => ErrorKind::NoSpace,
             Io::ResourceBusy | Io::ExecutableFileBusy => ErrorKind::Busy,
             Io::Unsupported => ErrorKind::Unsupported,
+            Io::NotADirectory | Io::IsADirectory | Io::InvalidFilename => ErrorKind::Invalid,
             _ => ErrorKind::Io,
         };
         Self::new(kind, action).because(cause)

@@ -25,8 +25,7 @@ impl FromStr for ImageId {
     fn from_str(text: &str) -> Result<Self> {
         let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
         let starts = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-        if !starts || text.len() > Self::LEN_MAX || !text.as_bytes().iter().all(|byte| plain(byte))
-        {
+        if !starts || text.len() > Self::LEN_MAX || !text.as_bytes().iter().all(plain) {
             return Err(Error::new(ErrorKind::Invalid, format!("use {} as image id", shown(text)))
                 .hint("an image id has 1 to 128 letters, digits, '.', '_' and '-', the first a letter or digit"));
         }

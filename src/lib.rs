@@ -108,6 +108,8 @@ pub mod options;
 pub mod plan;
 pub mod region;
 pub mod seal;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod throttle;
 
 pub use error::{Error, ErrorKind, Result};

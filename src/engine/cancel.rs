@@ -113,14 +113,18 @@ impl Inner {
                 self.note_commit(&*region, &spec).await;
                 CancelAnswer::AlreadyCommitted
             }
-            Vote::Unknown => match record.as_ref().and_then(answer_of_record) {
-                Some(answer) => answer,
-                None => {
-                    // Its stage is gone without a commit: somebody else has cancelled and cleaned it.
-                    self.note_cancel(&region, &spec, true).await;
-                    CancelAnswer::AlreadyCancelled { clean: true }
+            Vote::Unknown => {
+                // Read anew: the job may have ended since; its record goes before its stage does.
+                let record = self.index.read(job).await?;
+                match record.as_ref().and_then(answer_of_record) {
+                    Some(answer) => answer,
+                    None => {
+                        // Its stage is gone without a commit: somebody cancelled and cleaned it.
+                        self.note_cancel(&region, &spec, true).await;
+                        CancelAnswer::AlreadyCancelled { clean: true }
+                    }
                 }
-            },
+            }
         };
         Ok(CancelReply::new(Some(job), answer))
     }

@@ -11,11 +11,12 @@ use crate::engine::index::JobRecord;
 use crate::engine::run::{End, Start, copy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{JobState, Receipt};
+use crate::options::Limits;
 use crate::region::{Outcome, Region, Source, Target, Vote};
 use crate::throttle::ThrottlePath;
 
 /// How often the owner looks for wishes: a cancel from another process is noticed within 100 ms.
-const ATTEND_INTERVAL: Duration = Duration::from_millis(50);
+const ATTEND_INTERVAL: Duration = Duration::from_millis(80);
 /// How often it tells others how far it is.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 /// Delays between attempts at a rollback that could not finish.
@@ -24,7 +25,6 @@ const ROLLBACK_DELAY_MAX: Duration = Duration::from_secs(60);
 
 /// Both ends of a job, open.
 pub(crate) struct Ends {
-    pub(crate) source_region: Arc<dyn Region>,
     pub(crate) target_region: Arc<dyn Region>,
     pub(crate) source: Arc<dyn Source>,
     pub(crate) target: Arc<dyn Target>,
@@ -39,6 +39,8 @@ pub(crate) async fn drive(engine: Arc<Inner>, entry: Arc<Entry>, ends: Ends) {
         () = crash.cancelled() => {}
         () = live(&engine, &entry, ends) => {}
     }
+    // Also after a crash: handles of the job may live on, and must not keep the stage.
+    entry.let_go();
 }
 
 async fn live(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: Ends) {
@@ -57,12 +59,15 @@ async fn live(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: Ends) {
         (Err(error), _) => fail(engine, entry, &ends, error).await,
     };
     // The stage is let go before anybody is told: a resume may follow at once.
+    entry.let_go();
     drop(ends);
     engine.retire(entry.spec.job);
     entry.end(outcome);
 }
 
 async fn run(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: &Ends) -> Result<End> {
+    // Order: ceilings that were set earlier hold before the first byte moves.
+    heed(entry, ends, &mut None).await;
     let turn = tokio::select! {
         turn = engine.turns.acquire() => turn,
         () = entry.stop.cancelled() => return Ok(End::Stopped),
@@ -86,11 +91,9 @@ async fn run(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: &Ends) -> Result<End
         checkpoint_bytes: engine.options.checkpoint_bytes,
         checkpoint_interval: engine.options.checkpoint_interval,
     };
-    let began = |run: &Arc<_>| {
-        entry.run.get_or_init(|| Arc::clone(run));
-    };
+    let committing = || entry.enter(JobState::Committing);
     tokio::select! {
-        ended = Box::pin(copy(start, began, || entry.enter(JobState::Committing))) => ended,
+        ended = Box::pin(copy(start, |run| entry.begin(run), committing)) => ended,
         () = attend(entry, ends) => Ok(End::Stopped),
     }
 }
@@ -101,26 +104,30 @@ async fn attend(entry: &Entry, ends: &Ends) {
     let mut limits = None;
     loop {
         sleep(ATTEND_INTERVAL).await;
-        // A look that fails is no loss: the next one comes soon, and the commit itself looks under lock.
-        if let Ok(wishes) = ends.target.wishes().await {
-            if wishes.cancelled {
-                entry.ask(Stop::Cancel);
-            } else if wishes.suspend {
-                entry.ask(Stop::Suspend);
-            }
-            if let Some(wished) = wishes.limits
-                && limits != Some(wished)
-            {
-                entry.throttle.set_limits(wished, Instant::now().into_std());
-                limits = Some(wished);
-            }
-        }
+        heed(entry, ends, &mut limits).await;
         let progress = entry.refresh();
         if reported.elapsed() >= REPORT_INTERVAL {
             reported = Instant::now();
             // A label for others; it may be lost.
             ends.target.report(&progress).await.ok();
         }
+    }
+}
+
+/// Looks once for what others ask of the job. `limits` are those that were heard before.
+async fn heed(entry: &Entry, ends: &Ends, limits: &mut Option<Limits>) {
+    // A look that fails is no loss: the next one comes soon, and the commit itself looks under lock.
+    let Ok(wishes) = ends.target.wishes().await else { return };
+    if wishes.cancelled {
+        entry.ask(Stop::Cancel);
+    } else if wishes.suspend {
+        entry.ask(Stop::Suspend);
+    }
+    if let Some(wished) = wishes.limits
+        && *limits != Some(wished)
+    {
+        entry.throttle.set_limits(wished, Instant::now().into_std());
+        *limits = Some(wished);
     }
 }
 
@@ -189,6 +196,10 @@ async fn roll_back(
             // The commit was decided after all, by an earlier attempt: its image is what counts.
             let found = crate::engine::found_receipt(&*ends.target_region, &entry.spec).await;
             let receipt = found.unwrap_or_else(|_| crate::engine::empty_receipt(&entry.spec));
+            let mut record = JobRecord::new(entry.spec.clone(), JobState::Committed);
+            record.receipt = Some(receipt.clone());
+            // The region is the truth; an index that cannot be written now is rebuilt by `recover`.
+            engine.index.write(record).await.ok();
             JobOutcome::Committed(Arc::new(receipt))
         }
         Ok(Outcome::Cancelled) => {

@@ -1,7 +1,7 @@
 //! A job in this engine: its state, what it is asked, and the handle that callers hold.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -58,7 +58,8 @@ pub(crate) struct Entry {
     rate: Mutex<Rate>,
     progress: watch::Sender<Progress>,
     outcome: watch::Sender<Option<JobOutcome>>,
-    pub(crate) run: OnceLock<Arc<Run>>,
+    /// The run, while there is one: it holds the stage, so it must go when the job comes to rest.
+    run: Mutex<Option<Arc<Run>>>,
 }
 
 impl Entry {
@@ -73,7 +74,7 @@ impl Entry {
             rate: Mutex::default(),
             progress: watch::Sender::new(progress),
             outcome: watch::Sender::new(None),
-            run: OnceLock::new(),
+            run: Mutex::default(),
         }
     }
 
@@ -97,6 +98,20 @@ impl Entry {
 
     pub(crate) fn asked(&self) -> Option<Stop> {
         *self.wish.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows the entry what runs it.
+    pub(crate) fn begin(&self, run: &Arc<Run>) {
+        *self.run() = Some(run.clone());
+    }
+
+    /// Lets go of what ran it, and with it of the stage. Handles of the job may live on for long.
+    pub(crate) fn let_go(&self) {
+        *self.run() = None;
+    }
+
+    fn run(&self) -> MutexGuard<'_, Option<Arc<Run>>> {
+        self.run.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn state(&self) -> JobState {
@@ -152,7 +167,7 @@ impl Entry {
             progress.rate_bytes_per_sec = per_sec;
             progress.eta = (per_sec > 0).then(|| Duration::from_secs(remaining / per_sec.max(1)));
             progress.stalls = self.counters.stalls();
-            if let Some(run) = self.run.get() {
+            if let Some(run) = self.run().clone() {
                 (progress.data_bytes, progress.zero_bytes) = run.ledger.data_and_zero_bytes();
                 progress.resumed_bytes = run.resumed_bytes();
             }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::codec::{Decoder, Encoder};
+use crate::codec::{Decoder, Encoder, cut};
 use crate::disk::Dir;
 use crate::engine::clock::unix_ms;
 use crate::error::{Error, ErrorKind, Result};
@@ -44,7 +44,7 @@ impl JobRecord {
 
     pub(crate) fn with_error(mut self, error: &Error) -> Self {
         let mut message = error.report();
-        message.truncate(message.floor_char_boundary(MESSAGE_LEN_MAX));
+        message.truncate(cut(&message, MESSAGE_LEN_MAX).len());
         self.error = Some((error.kind(), message));
         self
     }

@@ -36,13 +36,19 @@ pub struct RegionMetrics {
 
 impl Inner {
     pub(super) fn metrics(&self) -> Metrics {
-        let live: Vec<_> = self.live().values().cloned().collect();
-        let regions = self.regions();
-        let mut regions: BTreeMap<_, _> =
-            regions.iter().map(|(name, registered)| (name.clone(), registered.counts)).collect();
+        // Order: the living first, as in `retire`; both are held, or a job that comes to rest in between
+        // would be counted twice or not at all.
+        let living = self.live();
+        let live: Vec<_> = living.values().cloned().collect();
+        let mut regions: BTreeMap<_, _> = self
+            .regions()
+            .iter()
+            .map(|(name, registered)| (name.clone(), registered.counts))
+            .collect();
         for entry in &live {
             add_bytes(&mut regions, entry);
         }
+        drop(living);
         let jobs = live.iter().map(|entry| (entry.spec.job, entry.refresh())).collect();
         Metrics { regions, jobs }
     }
@@ -57,7 +63,8 @@ impl Inner {
 
     /// Takes a job that has come to rest out of the living, and keeps its counters.
     pub(super) fn retire(&self, job: JobId) {
-        let Some(entry) = self.live().remove(&job) else { return };
+        let mut living = self.live();
+        let Some(entry) = living.remove(&job) else { return };
         let mut regions = self.regions();
         let read = entry.counters.read_bytes.load(Relaxed);
         let written = entry.counters.written_bytes.load(Relaxed);

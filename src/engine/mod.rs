@@ -4,6 +4,7 @@ pub mod blocking;
 mod cancel;
 mod checkpoint;
 mod clock;
+mod control;
 mod drive;
 mod entry;
 mod index;
@@ -34,7 +35,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ImageId, JobId, RegionName};
 use crate::job::{JobSpec, JobState, Progress, Receipt};
 use crate::options::{EngineOptions, Limits};
-use crate::region::{ImageInfo, Recovered, Region, Settled, Wish};
+use crate::region::{ImageInfo, Recovered, Region};
 use crate::throttle::Throttle;
 
 pub use cancel::{CancelAnswer, CancelReply};
@@ -424,116 +425,6 @@ impl Inner {
             }
         }
         Ok(None)
-    }
-
-    /// Completes a record with what the job's region knows.
-    async fn info(&self, record: JobRecord) -> JobInfo {
-        let mut info = JobInfo {
-            state: record.state,
-            running: false,
-            progress: None,
-            limits: record.spec.limits,
-            error: record.error,
-            receipt: record.receipt,
-            spec: record.spec,
-        };
-        if let Some(entry) = self.live().get(&info.spec.job) {
-            info.progress = Some(entry.progress());
-            info.limits = entry.throttle.limits();
-            (info.state, info.running) = (entry.state(), true);
-            return info;
-        }
-        if info.state.is_final() {
-            return info;
-        }
-        let Ok(region) = self.region(&info.spec.target.region) else { return info };
-        // What a region cannot tell now is left as the index has it.
-        let Ok(Some(staged)) = region.job(info.spec.job).await else { return info };
-        info.running = staged.owned;
-        info.limits = staged.limits;
-        if let Some(progress) = &staged.progress
-            && staged.owned
-        {
-            info.state = progress.state;
-        }
-        if staged.cancelled {
-            info.state = JobState::Cancelling;
-        } else if !staged.owned && info.state.is_running() {
-            // Its process is gone: it waits for a resume.
-            info.state = JobState::Suspended;
-        }
-        info.progress = staged.progress;
-        info
-    }
-
-    async fn note_recovered(&self, region: &dyn Region, found: &Recovered) -> Result<()> {
-        let Some(spec) = &found.spec else { return Ok(()) };
-        let known = self.index.read(found.job).await.unwrap_or(None);
-        let state = match &found.settled {
-            Settled::Committed => JobState::Committed,
-            Settled::RolledBack => JobState::RolledBack,
-            Settled::Kept => match &known {
-                Some(record) if !record.state.is_running() => return Ok(()),
-                _ => JobState::Suspended,
-            },
-            Settled::Running | Settled::Forgotten | Settled::Failed(_) => return Ok(()),
-        };
-        let mut record = JobRecord::new(spec.clone(), state);
-        if state == JobState::Committed {
-            let earlier = known.and_then(|record| record.receipt);
-            record.receipt = match earlier {
-                Some(receipt) => Some(receipt),
-                None => found_receipt(region, spec).await.ok(),
-            };
-        }
-        self.index.write(record).await
-    }
-
-    async fn limit(&self, job: JobId, limits: Limits) -> Result<()> {
-        let live = self.live().get(&job).cloned();
-        if let Some(entry) = &live {
-            entry.throttle.set_limits(limits, Instant::now().into_std());
-        }
-        let region = match (live, self.index.read(job).await?) {
-            (Some(entry), _) => self.region(&entry.spec.target.region)?,
-            (None, Some(record)) => self.region(&record.spec.target.region)?,
-            (None, None) => self.find_staged(job).await?.ok_or_else(|| unknown(job))?.0,
-        };
-        if region.wish(job, Wish::Limit(limits)).await? {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::NotFound, format!("limit job {job}"))
-            .hint("it is not staged: it has ended, or was never started"))
-    }
-
-    async fn suspend(&self, job: JobId) -> Result<JobState> {
-        const PATIENCE: Duration = Duration::from_secs(30);
-        const POLL: Duration = Duration::from_millis(20);
-        let live = self.live().get(&job).cloned();
-        if let Some(entry) = live {
-            entry.ask(Stop::Suspend);
-            entry.wait().await;
-            return Ok(entry.state());
-        }
-        let record = self.index.read(job).await?;
-        let region = match &record {
-            Some(record) if record.state.is_final() => {
-                return Err(Error::new(ErrorKind::Invalid, format!("suspend job {job}"))
-                    .hint(format!("it has ended: {}", record.state)));
-            }
-            Some(record) => self.region(&record.spec.target.region)?,
-            None => self.find_staged(job).await?.ok_or_else(|| unknown(job))?.0,
-        };
-        region.wish(job, Wish::Suspend).await?;
-        let deadline = Instant::now() + PATIENCE;
-        while region.job(job).await?.is_some_and(|staged| staged.owned) {
-            if Instant::now() >= deadline {
-                return Err(Error::new(ErrorKind::Unavailable, format!("suspend job {job}"))
-                    .hint("its process does not answer; the wish stays on record"));
-            }
-            tokio::time::sleep(POLL).await;
-        }
-        Ok(self.index.read(job).await?.map_or(JobState::Suspended, |record| record.state))
     }
 }
 

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
 
+use crate::chunk::Digest;
+use crate::engine::pool::Scratch;
 use crate::engine::run::Run;
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::{ChunkIndex, ChunkRun, to_u64};
+use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_u64, to_usize};
 use crate::job::Verified;
 use crate::options::Verify;
-use crate::seal::{digest_of, is_zero};
+use crate::region::LocalFile;
+use crate::seal::{ChunkHasher, digest_of, is_zero};
 
 /// How many chunks are read back at a time, memory permitting.
 const READ_BACK_COUNT_MAX: u64 = 4;
@@ -85,13 +88,17 @@ async fn check(run: &Arc<Run>, index: ChunkIndex) -> Result<(bool, u64)> {
     let geometry = run.spec.geometry;
     let range = geometry.range(index);
     let expected = run.ledger.digest(index).flatten();
-    if expected.is_none()
-        && let Some(local) = run.target.local()
-        && local.trusts_holes
-        && local.file.next_data(range.offset)?.is_none_or(|data| data >= range.end())
-    {
-        return Ok((true, 0));
+    if let Some(local) = run.target.local() {
+        let place = run.target.location();
+        return run
+            .pool
+            .run(move |scratch| {
+                check_local(&local, geometry, index, expected, scratch)
+                    .map_err(|error| error.at(place, range.offset))
+            })
+            .await?;
     }
+    let _room = run.reserve_memory().await?;
     let bytes = run.target.read_back(range).await?;
     let read = to_u64(bytes.len());
     let equal = run
@@ -103,6 +110,43 @@ async fn check(run: &Arc<Run>, index: ChunkIndex) -> Result<(bool, u64)> {
         })
         .await?;
     Ok((equal, read))
+}
+
+/// As above, for a file on this host: piece by piece, on the worker thread that calls it.
+fn check_local(
+    local: &LocalFile,
+    geometry: Geometry,
+    index: ChunkIndex,
+    expected: Option<Digest>,
+    scratch: &mut Scratch,
+) -> Result<(bool, u64)> {
+    let range = geometry.range(index);
+    let in_hole = |data: Option<u64>| data.is_none_or(|data| data >= range.end());
+    if expected.is_none() && local.trusts_holes && in_hole(local.file.next_data(range.offset)?) {
+        return Ok((true, 0));
+    }
+    // What comes back must come from the device, not from memory.
+    local.file.evict(range)?;
+    let mut hasher = ChunkHasher::new(geometry, index);
+    let mut all_zero = true;
+    let mut at = range.offset;
+    while at < range.end() {
+        let len = to_usize(range.end() - at).min(scratch.piece.len());
+        let piece = &mut scratch.piece[..len];
+        if local.file.read_at(at, piece)? < len {
+            return Ok((false, at - range.offset));
+        }
+        match expected {
+            None => all_zero &= is_zero(piece),
+            Some(_) => hasher.update(piece),
+        }
+        at += to_u64(len);
+    }
+    let equal = match expected {
+        None => all_zero,
+        Some(digest) => hasher.finish() == digest,
+    };
+    Ok((equal, range.len))
 }
 
 #[cfg(test)]

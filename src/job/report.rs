@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::chunk::Digest;
-use crate::codec::{Decoder, Encoder};
+use crate::codec::{Decoder, Encoder, cut};
 use crate::error::Result;
 use crate::job::{Fingerprint, JobState};
 use crate::options::Verify;
@@ -283,8 +283,7 @@ impl Receipt {
         let kept = self.warnings.iter().take(usize::from(Self::WARNING_COUNT_MAX));
         out.u16(u16::try_from(kept.len()).unwrap_or(Self::WARNING_COUNT_MAX));
         for warning in kept {
-            let end = warning.floor_char_boundary(Self::WARNING_LEN_MAX.min(warning.len()));
-            out.block(&warning.as_bytes()[..end]);
+            out.block(cut(warning, Self::WARNING_LEN_MAX).as_bytes());
         }
     }
 

@@ -90,7 +90,8 @@ impl Journal {
         }
         file.set_len(LOG_AT + RESERVE)?;
         file.reserve(ByteRange::new(0, LOG_AT + RESERVE))?;
-        let (bytes, chain) = Chain::new(header.spec.job).seal(&Record::Header(header.clone()));
+        let (bytes, chain) =
+            Chain::new(header.spec.job).seal(&Record::Header(Box::new(header.clone())));
         if bytes.len() > HEADER_LEN_MAX {
             return Err(Error::new(ErrorKind::Invalid, "describe the job in its journal")
                 .hint("use shorter names and fewer attributes"));
@@ -123,11 +124,37 @@ impl Journal {
         job: JobId,
         visit: &mut dyn FnMut(&Durable),
     ) -> Result<Option<Open>> {
+        match dir.find_file_rw(JOURNAL)? {
+            Some(file) => Self::replay(file, job, visit).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// As [`Journal::open`], but owns it first, so that nobody appends behind what was read.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] while another process, or another handle in this one, owns it.
+    pub(crate) fn take_over(
+        dir: &Dir,
+        job: JobId,
+        visit: &mut dyn FnMut(&Durable),
+    ) -> Result<Option<Open>> {
         let Some(file) = dir.find_file_rw(JOURNAL)? else { return Ok(None) };
+        let owned = file.try_lock(OWNER)?;
+        // Order: owned, then looked for again: whoever had it may have removed it.
+        let named = dir.facts_of(JOURNAL)?;
+        if !owned || !named.is_some_and(|named| file.facts().is_ok_and(|f| f.same_file(&named))) {
+            return Err(Error::new(ErrorKind::Busy, format!("take over job {job}"))
+                .hint("another process runs it"));
+        }
+        Self::replay(file, job, visit).map(Some)
+    }
+
+    fn replay(file: File, job: JobId, visit: &mut dyn FnMut(&Durable)) -> Result<Open> {
         let len = file.len()?;
         let mut read = |at: u64, buffer: &mut [u8]| read_padded(&file, at, buffer);
         let Some(found) = replay(job, len, LOG_AT, &mut read, visit)? else {
-            return Ok(Some(Open::Unacknowledged));
+            return Ok(Open::Unacknowledged);
         };
         let tail = Tail {
             chain: found.chain,
@@ -140,7 +167,7 @@ impl Journal {
         };
         let tail = Mutex::new(tail);
         let journal = Self { file, header: found.header, tail, watching: false };
-        Ok(Some(Open::Valid(Box::new(journal))))
+        Ok(Open::Valid(Box::new(journal)))
     }
 
     pub(crate) fn header(&self) -> &Header {
@@ -288,10 +315,16 @@ impl Journal {
 
     /// What the owner last told of itself.
     pub(crate) fn status(&self) -> Result<Option<Status>> {
-        match self.read_slot(SlotKind::Status, STATUS_AT)? {
-            Slot::Written(payload) => Status::decode(&payload).map(Some),
-            Slot::Empty | Slot::Damaged => Ok(None),
+        // The owner may be writing it at this moment: look again before it is called damaged.
+        const LOOKS: usize = 8;
+        for _ in 0..LOOKS {
+            match self.read_slot(SlotKind::Status, STATUS_AT)? {
+                Slot::Written(payload) => return Status::decode(&payload).map(Some),
+                Slot::Empty => return Ok(None),
+                Slot::Damaged => {}
+            }
         }
+        Ok(None)
     }
 
     /// Tells others how far the owner is. Not synced.
@@ -308,6 +341,14 @@ impl Journal {
 
     fn tail(&self) -> std::sync::MutexGuard<'_, Tail> {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // Given back by hand: a child that was forked at this moment still has the handle, and would
+        // keep the right until it runs its own program.
+        self.file.unlock(OWNER).ok();
     }
 }
 

@@ -48,7 +48,7 @@ pub(crate) struct Prepared {
 /// One record.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Record {
-    Header(Header),
+    Header(Box<Header>),
     /// A process began to run the job; later attempts fence earlier ones.
     Attempt {
         epoch: u32,
@@ -94,10 +94,10 @@ impl Record {
         const NAME_LEN_MAX: usize = 4096;
         let mut from = Decoder::new(payload, "journal record");
         let record = match kind {
-            1 => Self::Header(Header {
+            1 => Self::Header(Box::new(Header {
                 spec: JobSpec::decode(&mut from)?,
                 name: from.text(NAME_LEN_MAX)?.to_owned(),
-            }),
+            })),
             2 => Self::Attempt { epoch: from.u32()? },
             3 => {
                 let geometry = geometry.ok_or_else(|| from.corrupt("progress before header"))?;
@@ -297,6 +297,7 @@ pub(crate) fn replay(
         return Err(corrupt("the header is of another job", 0));
     }
     let geometry = header.spec.geometry;
+    let header = *header;
     let mut replay = Replay { header, epoch: 0, prepared: None, done: false, chain, end: log_at };
     while let Some(frame) = next_record(job, replay.end, RECORD_LEN_MAX, read, &mut buffer)? {
         let Some(record) = replay.chain.accept(&frame, Some(geometry)) else { break };
@@ -324,7 +325,7 @@ pub(crate) fn read_header(job: JobId, read: ReadAt<'_>) -> Result<Option<Header>
         return Ok(None);
     };
     match Chain::new(job).accept(&frame, None) {
-        Some(Record::Header(header)) if header.spec.job == job => Ok(Some(header)),
+        Some(Record::Header(header)) if header.spec.job == job => Ok(Some(*header)),
         _ => Ok(None),
     }
 }
@@ -395,14 +396,17 @@ mod tests {
     use crate::job::sample_spec;
 
     const LOG_AT: u64 = 64 << 10;
+    const LOG: usize = 64 << 10;
 
     fn header() -> Header {
         Header { spec: sample_spec(), name: "m-1".into() }
     }
 
     fn data(index: u32) -> Durable {
-        let content =
-            Content::Data { digest: Digest::from_bytes([index as u8; 32]), data_bytes: 5 };
+        let content = Content::Data {
+            digest: Digest::from_bytes([u8::try_from(index).unwrap(); 32]),
+            data_bytes: 5,
+        };
         Durable::recorded(ChunkRun::new(ChunkIndex::new(index), 1), content)
     }
 
@@ -411,8 +415,9 @@ mod tests {
     }
 
     fn journal(records: &[Record]) -> Vec<u8> {
-        let (mut bytes, mut chain) = Chain::new(sample_spec().job).seal(&Record::Header(header()));
-        bytes.resize(LOG_AT as usize, 0);
+        let (mut bytes, mut chain) =
+            Chain::new(sample_spec().job).seal(&Record::Header(Box::new(header())));
+        bytes.resize(LOG, 0);
         for record in records {
             let (sealed, next) = chain.seal(record);
             bytes.extend(sealed);
@@ -436,13 +441,13 @@ mod tests {
         let mut seen = Vec::new();
         let mut read = |at: u64, buffer: &mut [u8]| {
             for (n, byte) in buffer.iter_mut().enumerate() {
-                *byte = bytes.get(at as usize + n).copied().unwrap_or(0);
+                *byte = bytes.get(usize::try_from(at).unwrap() + n).copied().unwrap_or(0);
             }
             Ok(())
         };
         let job = sample_spec().job;
         let found =
-            replay(job, bytes.len() as u64, LOG_AT, &mut read, &mut |chunk| seen.push(*chunk))?;
+            replay(job, to_u64(bytes.len()), LOG_AT, &mut read, &mut |chunk| seen.push(*chunk))?;
         Ok(found.map(|replay| (replay, seen)))
     }
 
@@ -459,9 +464,9 @@ mod tests {
     fn a_journal_cut_anywhere_gives_a_prefix_or_was_never_acknowledged() {
         let whole = journal(&sample());
         let (_, all) = read(&whole).unwrap().unwrap();
-        for len in (0..whole.len()).step_by(37).chain(LOG_AT as usize - 3..whole.len()) {
+        for len in (0..whole.len()).step_by(37).chain(LOG - 3..whole.len()) {
             match read(&whole[..len]).unwrap() {
-                None => assert!(len < LOG_AT as usize, "cut at {len}"),
+                None => assert!(len < LOG, "cut at {len}"),
                 Some((_, seen)) => assert!(all.starts_with(&seen), "cut at {len}"),
             }
         }
@@ -471,9 +476,10 @@ mod tests {
     fn a_flip_of_any_byte_is_refused_or_costs_only_the_last_record() {
         let whole = journal(&sample());
         let (_, all) = read(&whole).unwrap().unwrap();
-        let header_len = Chain::new(sample_spec().job).seal(&Record::Header(header())).0.len();
+        let header_len =
+            Chain::new(sample_spec().job).seal(&Record::Header(Box::new(header()))).0.len();
         let last = whole.len() - SECTOR;
-        for at in (0..header_len).chain(LOG_AT as usize..whole.len()) {
+        for at in (0..header_len).chain(LOG..whole.len()) {
             let mut bytes = whole.clone();
             bytes[at] ^= 0x40;
             match read(&bytes) {
@@ -502,7 +508,7 @@ mod tests {
     #[test]
     fn a_swapped_or_repeated_record_is_refused() {
         let whole = journal(&sample());
-        let first = LOG_AT as usize;
+        let first = LOG;
         let mut repeated = whole.clone();
         repeated.extend_from_slice(&whole[first..first + SECTOR]);
         assert_eq!(read(&repeated).unwrap_err().kind(), ErrorKind::Corrupt);

@@ -84,21 +84,24 @@ fn checksum(body: &[u8]) -> [u8; 16] {
 pub(crate) struct Control {
     /// The job's ceilings; `None` while nobody has changed them.
     pub(crate) limits: Option<Limits>,
-    /// The attempt that is to suspend; another attempt takes no notice.
-    pub(crate) suspend_epoch: u32,
+    /// The attempt that is to suspend (0: before the first); another attempt takes no notice.
+    pub(crate) suspend_epoch: Option<u32>,
 }
 
 impl Control {
     pub(crate) fn encode(self) -> Vec<u8> {
         let mut out = Encoder::new();
-        out.option(self.limits, |out, limits| encode_limits(limits, out)).u32(self.suspend_epoch);
+        out.option(self.limits, |out, limits| encode_limits(limits, out));
+        out.option(self.suspend_epoch, |out, epoch| {
+            out.u32(epoch);
+        });
         out.finish()
     }
 
     pub(crate) fn decode(payload: &[u8]) -> Result<Self> {
         let mut from = Decoder::new(payload, "control slot");
         let limits = from.option(decode_limits)?;
-        let control = Self { limits, suspend_epoch: from.u32()? };
+        let control = Self { limits, suspend_epoch: from.option(|from| from.u32())? };
         from.finish()?;
         Ok(control)
     }
@@ -136,7 +139,8 @@ mod tests {
 
     #[test]
     fn slots_come_back_and_every_flip_is_seen() {
-        let control = Control { limits: Some(Limits::NONE.with_ops_per_sec(3)), suspend_epoch: 2 };
+        let control =
+            Control { limits: Some(Limits::NONE.with_ops_per_sec(3)), suspend_epoch: Some(2) };
         let sector = seal(SlotKind::Control, JOB, &control.encode());
         let Slot::Written(payload) = open(SlotKind::Control, JOB, &sector) else { panic!() };
         assert_eq!(Control::decode(&payload).unwrap(), control);

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::chunk::{Content, Digest};
 use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_usize};
@@ -14,7 +15,8 @@ pub struct ChunkTable {
     geometry: Geometry,
     data: Bitmap,
     // A zero chunk's slot is zero and untouched, so that a sparse image costs no memory for it.
-    digests: Vec<[u8; 32]>,
+    /// Shared, so that a manifest is cloned at no cost: this is all but the whole of it.
+    digests: Arc<Vec<[u8; 32]>>,
 }
 
 impl ChunkTable {
@@ -97,7 +99,7 @@ impl TableBuilder {
         let missing = geometry.chunk_count();
         // Not pushed: the allocator gives zero pages, which take no memory until they are written.
         let digests = vec![[0; 32]; slots(geometry.chunks()).len()];
-        let table = ChunkTable { geometry, data: Bitmap::new(missing), digests };
+        let table = ChunkTable { geometry, data: Bitmap::new(missing), digests: Arc::new(digests) };
         Self { table, held: Bitmap::new(missing), missing }
     }
 
@@ -117,7 +119,7 @@ impl TableBuilder {
     /// Marks a run as data whose digests the caller puts in place.
     pub(super) fn data_slots(&mut self, run: ChunkRun) -> &mut [[u8; 32]] {
         run.iter().for_each(|index| self.hold(index, true));
-        &mut self.table.digests[slots(run)]
+        &mut Arc::make_mut(&mut self.table.digests)[slots(run)]
     }
 
     fn hold(&mut self, index: ChunkIndex, is_data: bool) {
@@ -125,7 +127,7 @@ impl TableBuilder {
             self.missing -= 1;
         }
         if self.table.data.set(index.get(), is_data) && !is_data {
-            self.table.digests[index.slot()] = [0; 32];
+            Arc::make_mut(&mut self.table.digests)[index.slot()] = [0; 32];
         }
     }
 
@@ -173,7 +175,7 @@ impl TableBuilder {
     }
 
     /// The table; `None` while chunks are missing.
-    pub(crate) fn finish(self) -> Option<ChunkTable> {
+    pub fn finish(self) -> Option<ChunkTable> {
         (self.missing == 0).then_some(self.table)
     }
 }

@@ -9,7 +9,8 @@ use crate::id::{ImageId, JobId};
 use crate::job::JobSpec;
 use crate::region::local::LocalSource;
 use crate::region::stage::{
-    DATA, Layout, MANIFEST, StageStore, StageTarget, read_manifest, until_decided,
+    DATA, Layout, MANIFEST, StageStore, StageTarget, read_manifest, refuse_inside_image,
+    until_decided,
 };
 use crate::region::{
     BoxFuture, Capabilities, ImageInfo, Located, Recovered, Region, Source, StagedJob, Target,
@@ -137,6 +138,7 @@ impl Region for DirRegion {
     fn stage<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
         let spec = spec.clone();
         self.with(move |shared| {
+            refuse_inside_image(shared.store.root())?;
             let stage = shared.store.stage(&spec, spec.target.image.as_str())?;
             let location = shared.location_of(&spec.target.image);
             let target: Arc<dyn Target> = Arc::new(StageTarget::new(stage, location)?);

@@ -9,7 +9,7 @@ use crate::id::{ImageId, JobId};
 use crate::job::JobSpec;
 use crate::region::device::DeviceRegion;
 use crate::region::local::LocalSource;
-use crate::region::stage::{DATA, Layout, MANIFEST, StageStore, StageTarget, until_decided};
+use crate::region::stage::{Layout, StageStore, StageTarget, refuse_inside_image, until_decided};
 use crate::region::{
     BoxFuture, Capabilities, ImageInfo, Located, Recovered, Region, Source, StagedJob, Target,
     Vote, Wish, blocking,
@@ -84,16 +84,6 @@ impl FileRegion {
     }
 }
 
-/// A file may not be put into a committed image's folder: that would change the image.
-fn refuse_inside_image(folder: &Dir) -> Result<()> {
-    let holds = |name: &str| folder.facts_of(name).map(|facts| facts.is_some());
-    if holds(MANIFEST)? && holds(DATA)? {
-        return Err(Error::new(ErrorKind::Invalid, "copy to a file inside an image's folder")
-            .hint("a committed image never changes: choose another folder"));
-    }
-    Ok(())
-}
-
 impl Region for FileRegion {
     fn location(&self) -> String {
         self.location.clone()
@@ -143,7 +133,11 @@ impl Region for FileRegion {
     fn locate<'a>(&'a self, _image: &'a ImageId) -> BoxFuture<'a, Result<Located>> {
         self.with(move |store, name| {
             if let Some(job) = store.job_staging(name)? {
-                return Ok(Located::Staged(job));
+                let published = store.has_published(job)?;
+                return Ok(match published {
+                    true => Located::Committed(Some(job)),
+                    false => Located::Staged(job),
+                });
             }
             let there = store.root().facts_of(name)?.is_some();
             Ok(if there { Located::Committed(None) } else { Located::Absent })

@@ -29,6 +29,7 @@ mod stage;
 
 use std::fmt::Debug;
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -430,8 +431,8 @@ impl LocalFile {
     ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) when its file system cannot be looked up.
-    pub fn new(file: std::fs::File) -> Result<Self> {
-        Self::of(Arc::new(File::from_std(file)))
+    pub fn new(file: impl Into<OwnedFd>) -> Result<Self> {
+        Self::of(Arc::new(File::of_fd(file.into())))
     }
 
     pub(crate) fn of(file: Arc<File>) -> Result<Self> {

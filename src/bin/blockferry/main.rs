@@ -1,1 +1,130 @@
-fn main() {}
+//! The `blockferry` command: the face of the library for people and scripts.
+
+mod cancel;
+mod completions;
+mod context;
+mod copy;
+mod demo;
+mod digest;
+mod follow;
+mod forget;
+mod jobs;
+mod limit;
+mod out;
+mod output;
+mod progress;
+mod recover;
+mod resume;
+mod scan;
+mod show;
+mod suspend;
+mod usage;
+mod verify;
+
+use std::process::ExitCode;
+
+use blockferry::{Error, Result};
+use clap::{Parser, Subcommand};
+use tokio::runtime::Builder;
+
+use crate::output::{Report, Shape};
+
+const EXIT_CODES: &str = "\
+Locations:
+  disk.raw, file:///abs/disk.raw   a plain file or a block device
+  dir:///srv/region-a/IMAGE        an image of a directory region; its root must exist
+
+Exit codes:
+  0  done
+  1  failed: the source changed, no space, no permission, corrupt data, I/O
+  2  usage: the request can never succeed as given
+  3  suspended: `resume` goes on with it
+  4  the copy was cancelled and rolled back
+  5  refused: not found, exists, busy, not made by a copy
+
+State is kept in --state-dir, else $BLOCKFERRY_STATE_DIR, else $XDG_STATE_HOME/blockferry, else
+~/.local/state/blockferry. Journals live with the destination.
+
+Try `blockferry demo` to see it at work.";
+
+/// Copies disk images between regions: resumable, verified, cancellable from anywhere.
+#[derive(Debug, Parser)]
+#[command(name = "blockferry", version, after_help = EXIT_CODES, max_term_width = 100)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Copy(copy::Args),
+    Resume(resume::Args),
+    Suspend(suspend::Args),
+    Cancel(cancel::Args),
+    Limit(limit::Args),
+    Jobs(jobs::Args),
+    Show(show::Args),
+    Forget(forget::Args),
+    Digest(digest::Args),
+    Verify(verify::Args),
+    Recover(recover::Args),
+    Demo(demo::Args),
+    Completions(completions::Args),
+}
+
+impl Verb {
+    /// Whether the caller wants JSON, and what it looks like when the verb fails.
+    fn shape(&self) -> (bool, Shape) {
+        match self {
+            Self::Copy(args) => (args.common.json, Shape::Copy),
+            Self::Resume(args) => (args.common.json, Shape::Copy),
+            Self::Suspend(args) => (args.common.json, Shape::Job),
+            Self::Cancel(args) => (args.common.json, Shape::Cancel),
+            Self::Limit(args) => (args.common.json, Shape::Job),
+            Self::Jobs(args) => (args.common.json, Shape::Jobs),
+            Self::Show(args) => (args.common.json, Shape::Job),
+            Self::Forget(args) => (args.common.json, Shape::Job),
+            Self::Digest(args) => (args.common.json, Shape::Digest),
+            Self::Verify(args) => (args.common.json, Shape::Verify),
+            Self::Recover(args) => (args.common.json, Shape::Recover),
+            Self::Demo(_) | Self::Completions(_) => (false, Shape::Job),
+        }
+    }
+
+    async fn run(self) -> Result<Report> {
+        match self {
+            Self::Copy(args) => Box::pin(copy::run(args)).await,
+            Self::Resume(args) => Box::pin(resume::run(args)).await,
+            Self::Suspend(args) => Box::pin(suspend::run(args)).await,
+            Self::Cancel(args) => Box::pin(cancel::run(args)).await,
+            Self::Limit(args) => Box::pin(limit::run(args)).await,
+            Self::Jobs(args) => Box::pin(jobs::run(args)).await,
+            Self::Show(args) => Box::pin(show::run(args)).await,
+            Self::Forget(args) => Box::pin(forget::run(args)).await,
+            Self::Digest(args) => Box::pin(digest::run(args)).await,
+            Self::Verify(args) => Box::pin(verify::run(args)).await,
+            Self::Recover(args) => Box::pin(recover::run(args)).await,
+            Self::Demo(args) => demo::run(&args),
+            Self::Completions(args) => Ok(completions::run(&args)),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage::refuse(&error),
+    };
+    let (json, shape) = cli.verb.shape();
+    let report = match Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Err(error) => Err(Error::io("start a runtime", error)),
+        Ok(runtime) => {
+            let report = runtime.block_on(cli.verb.run());
+            // What still blocks, such as a read of a device that hangs, is left to the system.
+            runtime.shutdown_background();
+            report
+        }
+    };
+    report.unwrap_or_else(|error| Report::failed(shape.blank(), &error)).print(json)
+}

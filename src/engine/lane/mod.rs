@@ -1,4 +1,4 @@
-//! Lanes: how chunks get from the source to the target. Both feed the ledger with `Written` chunks.
+//! Lanes: how chunks get from the source to the target and, as `Written` ones, into the ledger.
 
 mod local;
 mod remote;

@@ -6,7 +6,7 @@ mod target;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::disk::{Dir, Facts};
+use crate::disk::{Dir, Facts, Kind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ImageId, JobId};
 use crate::job::JobSpec;
@@ -77,13 +77,11 @@ impl StageStore {
         let parent = self.make_parent()?;
         // Order: the claim is held while we look for rivals and until our own name is durable.
         let _claim = parent.claim()?;
-        if let Some(stage) = self.find(spec.job)? {
-            match self.open_restoring(&stage, spec)? {
-                Some((journal, restored)) => {
-                    return OwnedStage::take_over(self, stage, journal, restored);
-                }
-                None => self.forget(&stage)?,
-            }
+        match self.settle(spec.job, Claim::Held)?.settled {
+            Settled::Kept => return self.take_over(spec),
+            Settled::Running => return Err(owned_elsewhere(spec.job)),
+            Settled::Failed(error) => return Err(error),
+            Settled::Committed | Settled::RolledBack | Settled::Forgotten => {}
         }
         if self.root.facts_of(name)?.is_some() {
             return Err(Error::new(ErrorKind::Exists, format!("stage {name}"))
@@ -93,10 +91,17 @@ impl StageStore {
         self.create(&parent, spec, name)
     }
 
+    fn take_over(self: &Arc<Self>, spec: &JobSpec) -> Result<OwnedStage> {
+        let stage = self.find(spec.job)?.ok_or_else(|| owned_elsewhere(spec.job))?;
+        let (journal, restored) = self.open_restoring(&stage, spec)?;
+        OwnedStage::take_over(self, stage, journal, restored)
+    }
+
     /// One stage per name: a rival that is only waiting to be cleaned is cleaned, any other is `Busy`.
     fn refuse_rivals(&self, job: JobId, name: &str) -> Result<()> {
         for rival in self.stages()?.into_iter().filter(|rival| *rival != job) {
-            if self.name_of(rival)?.as_deref() != Some(name) {
+            // A rival that cannot be read cannot be resumed, and the rename replaces nothing anyway.
+            if self.name_of(rival).ok().flatten().as_deref() != Some(name) {
                 continue;
             }
             let settled = self.settle(rival, Claim::Held)?.settled;
@@ -131,24 +136,25 @@ impl StageStore {
         OwnedStage::fresh(self, parent.reopen()?, dir, inner, journal, data)
     }
 
-    /// The journal of a stage and what it made durable; `None` when its start was never acknowledged.
-    fn open_restoring(&self, stage: &Stage, spec: &JobSpec) -> Result<Option<(Journal, Restored)>> {
-        let Some(watched) = Journal::watch(&stage.dir, stage.job)? else { return Ok(None) };
+    /// The journal of a stage and what it made durable.
+    fn open_restoring(&self, stage: &Stage, spec: &JobSpec) -> Result<(Journal, Restored)> {
+        let gone = || owned_elsewhere(stage.job);
+        let watched = Journal::watch(&stage.dir, stage.job)?.ok_or_else(gone)?;
         if !watched.header().spec.same_request(spec) {
             return Err(Error::new(ErrorKind::Invalid, format!("take over job {}", stage.job))
                 .hint("it was started with another request"));
         }
         let mut restored = Restored::new(watched.header().spec.geometry);
         let mut broken = Ok(());
-        let opened = Journal::open(&stage.dir, stage.job, &mut |chunk| {
+        let opened = Journal::take_over(&stage.dir, stage.job, &mut |chunk| {
             if let Err(error) = restored.record(chunk) {
                 broken = Err(error);
             }
         })?;
         broken?;
         match opened {
-            Some(Open::Valid(journal)) => Ok(Some((*journal, restored))),
-            Some(Open::Unacknowledged) | None => Ok(None),
+            Some(Open::Valid(journal)) => Ok((*journal, restored)),
+            Some(Open::Unacknowledged) | None => Err(gone()),
         }
     }
 
@@ -161,11 +167,8 @@ impl StageStore {
 
     /// What is known of each staged job.
     pub(crate) fn jobs(&self) -> Result<Vec<StagedJob>> {
-        let mut jobs = Vec::new();
-        for job in self.stages()? {
-            jobs.extend(self.job(job)?);
-        }
-        Ok(jobs)
+        // One that cannot be read must not hide the others; `recover` says what is wrong with it.
+        Ok(self.stages()?.into_iter().filter_map(|job| self.job(job).ok().flatten()).collect())
     }
 
     /// What is known of that job, if it is staged here and was acknowledged.
@@ -178,11 +181,18 @@ impl StageStore {
     /// The job that has that name staged.
     pub(crate) fn job_staging(&self, name: &str) -> Result<Option<JobId>> {
         for job in self.stages()? {
-            if self.name_of(job)?.as_deref() == Some(name) {
+            if self.name_of(job).ok().flatten().as_deref() == Some(name) {
                 return Ok(Some(job));
             }
         }
         Ok(None)
+    }
+
+    /// Whether that job has committed, and its stage is still there.
+    pub(crate) fn has_published(&self, job: JobId) -> Result<bool> {
+        let Some(stage) = self.find(job)? else { return Ok(false) };
+        let Some(journal) = Journal::watch(&stage.dir, job)? else { return Ok(false) };
+        Ok(settle(self.found(&stage, &journal)?) == Settlement::FinishCommit)
     }
 
     /// Puts a wish before the owner; `None` when somebody else is doing so at this moment.
@@ -200,6 +210,10 @@ impl StageStore {
         let Some(journal) = Journal::watch(&stage.dir, job)? else {
             // Nobody can publish a stage without header; it needs no decision, only a broom.
             let _claim = stage.parent.claim()?;
+            if Journal::watch(&stage.dir, job)?.is_some() {
+                // Its owner was just making it: it takes a decision after all.
+                return Ok(None);
+            }
             self.clean(&stage.parent, &stage.dir, job)?;
             return Ok(Some(Vote::Cancelled { first: true, clean: true }));
         };
@@ -260,26 +274,27 @@ impl StageStore {
     fn settle(&self, job: JobId, claim: Claim) -> Result<Recovered> {
         let gone = || Recovered::new(job, None, Settled::Forgotten);
         let Some(stage) = self.find(job)? else { return Ok(gone()) };
-        let opened = match Journal::open(&stage.dir, job, &mut |_| {})? {
-            Some(Open::Valid(journal)) => journal,
-            Some(Open::Unacknowledged) | None => {
-                // The claim keeps out those who are just making this very stage.
-                let needed = claim == Claim::Needed;
-                let _held = needed.then(|| stage.parent.claim()).transpose()?;
-                if Journal::watch(&stage.dir, job)?.is_some() {
-                    return Ok(Recovered::new(job, None, Settled::Running));
-                }
-                self.forget(&stage)?;
-                return Ok(gone());
+        if Journal::watch(&stage.dir, job)?.is_none() {
+            // The claim keeps out those who are just making this very stage.
+            let needed = claim == Claim::Needed;
+            let _held = needed.then(|| stage.parent.claim()).transpose()?;
+            if Journal::watch(&stage.dir, job)?.is_some() {
+                return Ok(Recovered::new(job, None, Settled::Running));
             }
-        };
-        let spec = Some(opened.header().spec.clone());
-        if !opened.try_own()? {
-            return Ok(Recovered::new(job, spec, Settled::Running));
-        }
-        if !opened.is_still_in(&stage.dir)? {
+            self.forget(&stage)?;
             return Ok(gone());
         }
+        // Order: owned before it is read, or an append by its owner looks like damage.
+        let opened = match Journal::take_over(&stage.dir, job, &mut |_| {}) {
+            Ok(Some(Open::Valid(journal))) => journal,
+            Ok(Some(Open::Unacknowledged) | None) => return Ok(gone()),
+            Err(error) if error.kind() == ErrorKind::Busy => {
+                let spec = self.job(job)?.map(|told| told.spec);
+                return Ok(Recovered::new(job, spec, Settled::Running));
+            }
+            Err(error) => return Err(error),
+        };
+        let spec = Some(opened.header().spec.clone());
         let settled = match settle(self.found(&stage, &opened)?) {
             Settlement::Forget | Settlement::Keep => Settled::Kept,
             Settlement::FinishCommit => {
@@ -449,12 +464,29 @@ impl StageStore {
     }
 }
 
+fn owned_elsewhere(job: JobId) -> Error {
+    Error::new(ErrorKind::Busy, format!("take over job {job}")).hint("another process runs it")
+}
+
 /// The manifest in an image's folder; `None` where there is none.
 pub(crate) fn read_manifest(image: &Dir) -> Result<Option<Manifest>> {
     match image.find_file(MANIFEST)? {
         Some(file) => Manifest::decode_from(&mut file.reader()).map(Some),
         None => Ok(None),
     }
+}
+
+/// Nothing may be put into a committed image's folder: that would change the image.
+pub(crate) fn refuse_inside_image(folder: &Dir) -> Result<()> {
+    // Folders of these names are images of a region.
+    let holds = |name: &str| {
+        folder.facts_of(name).map(|facts| facts.is_some_and(|facts| facts.kind == Kind::File))
+    };
+    if holds(MANIFEST)? && holds(DATA)? {
+        return Err(Error::new(ErrorKind::Invalid, "copy into an image's folder")
+            .hint("a committed image never changes: choose another folder"));
+    }
+    Ok(())
 }
 
 /// What a journal that is only watched tells of its job.
@@ -473,7 +505,7 @@ pub(crate) fn staged_job(journal: &Journal) -> Result<StagedJob> {
 pub(crate) fn put_wish(journal: &Journal, wish: Wish) -> Result<Option<bool>> {
     let epoch = journal.status()?.map_or(0, |status| status.epoch);
     let set = journal.try_set_control(|control| match wish {
-        Wish::Suspend => control.suspend_epoch = epoch,
+        Wish::Suspend => control.suspend_epoch = Some(epoch),
         Wish::Limit(limits) => control.limits = Some(limits),
     })?;
     Ok(set.then_some(true))

@@ -55,9 +55,9 @@ impl OwnedStage {
         journal: Journal,
         restored: Restored,
     ) -> Result<Self> {
-        if !journal.try_own()? || !journal.is_still_in(&stage.dir)? {
-            return Err(Error::new(ErrorKind::Busy, format!("take over job {}", stage.job))
-                .hint("another process runs it"));
+        if settle(store.found(&stage, &journal)?) == Settlement::FinishCommit {
+            return Err(Error::new(ErrorKind::Exists, format!("take over job {}", stage.job))
+                .hint("it has committed: recover it"));
         }
         let inner = match store.layout {
             Layout::Images => stage.dir.open_dir(IMAGE)?,
@@ -94,8 +94,29 @@ impl OwnedStage {
         restored.take().ok_or_else(|| Error::new(ErrorKind::Invalid, "begin the same target twice"))
     }
 
+    /// How the job was decided, if it was. Also told of a stage that is gone.
+    fn decided(&self) -> Result<Option<Outcome>> {
+        if !self.journal.is_still_in(&self.stage.dir)? {
+            // Only a decided stage is removed, and its journal goes on telling those who hold it.
+            let committed = self.journal.prepared().is_some() && !self.journal.is_cancelled()?;
+            return Ok(Some(if committed { Outcome::Committed } else { Outcome::Cancelled }));
+        }
+        match settle(self.store.found(&self.stage, &self.journal)?) {
+            Settlement::FinishCommit => Ok(Some(Outcome::Committed)),
+            Settlement::FinishCancel => Ok(Some(Outcome::Cancelled)),
+            Settlement::Keep => Ok(None),
+            Settlement::Lost | Settlement::Forget => {
+                Err(Error::new(ErrorKind::Corrupt, "find the stage: its bytes are gone"))
+            }
+        }
+    }
+
     /// Makes everything durable, down to the names, and puts that on record.
     pub(crate) fn prepare(&self, manifest: &Manifest) -> Result<()> {
+        // A commit that is asked for again finds its bytes published: they must not be touched.
+        if self.decided()?.is_some() {
+            return Ok(());
+        }
         let published = match self.store.layout {
             Layout::Images => {
                 self.data.set_mode(IMAGE_FILE_MODE)?;
@@ -132,18 +153,15 @@ impl OwnedStage {
     /// Decides: publishes the image unless a cancel came first. `None`: somebody holds the decision now; ask again.
     pub(crate) fn try_publish(&self) -> Result<Option<Outcome>> {
         let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
-        match settle(self.store.found(&self.stage, &self.journal)?) {
-            Settlement::FinishCommit => {}
-            Settlement::FinishCancel => return Ok(Some(Outcome::Cancelled)),
-            Settlement::Keep => {
+        match self.decided()? {
+            Some(Outcome::Committed) => {}
+            Some(Outcome::Cancelled) => return Ok(Some(Outcome::Cancelled)),
+            None => {
                 let (payload, name) = (self.store.payload(), &self.journal.header().name);
                 // The decision: one rename that replaces nothing.
                 self.stage.dir.rename_no_replace(payload, &self.store.root, name).map_err(
                     |error| error.hint("move what is there out of the way, then resume"),
                 )?;
-            }
-            Settlement::Lost | Settlement::Forget => {
-                return Err(Error::new(ErrorKind::Corrupt, "publish the image: its stage is gone"));
             }
         }
         drop(decision);
@@ -159,7 +177,7 @@ impl OwnedStage {
     /// Decides to cancel unless the job has committed, and removes everything. `None`: ask again.
     pub(crate) fn try_discard(&self) -> Result<Option<Outcome>> {
         if !self.journal.is_still_in(&self.stage.dir)? {
-            return Ok(Some(Outcome::Cancelled));
+            return self.decided();
         }
         let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
         match settle(self.store.found(&self.stage, &self.journal)?) {
@@ -177,7 +195,7 @@ impl OwnedStage {
         let control = self.journal.control()?;
         Ok(Wishes {
             cancelled: self.journal.is_cancelled()?,
-            suspend: control.suspend_epoch != 0 && control.suspend_epoch == self.journal.epoch(),
+            suspend: control.suspend_epoch == Some(self.journal.epoch()),
             limits: control.limits,
         })
     }

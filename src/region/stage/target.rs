@@ -79,8 +79,14 @@ impl Target for StageTarget {
     }
 
     fn write_zeroes(&self, run: ChunkRun) -> BoxFuture<'_, Result<Written>> {
-        // A stage is blank wherever no chunk was written: see `OwnedStage::take_over`.
-        Box::pin(async move { Ok(Written::zeroes(run)) })
+        self.with(move |stage| {
+            // A stage is blank, see `OwnedStage::take_over`, but this attempt may have written here.
+            let range = stage.journal.header().spec.geometry.run_range(run);
+            if !stage.data.punch(range)? {
+                stage.data.write_zeroes(range)?;
+            }
+            Ok(Written::zeroes(run))
+        })
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<()>> {

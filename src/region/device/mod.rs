@@ -1,26 +1,23 @@
 //! A block device as a region of one image, written in place: nothing hides the copy while it runs.
 
+mod owned;
+
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use bytes::Bytes;
-
-use crate::chunk::{Durable, Sealed, Written};
 use crate::disk::{Dir, File};
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::{ByteRange, ChunkRun, to_usize};
 use crate::id::{ImageId, JobId};
-use crate::job::{JobSpec, JobState, Progress};
-use crate::journal::{
-    Found, Header, JOURNAL, Journal, Open, Prepared, Published, Settlement, Status, settle,
-};
-use crate::manifest::Manifest;
+use crate::job::JobSpec;
+use crate::journal::{Found, Header, JOURNAL, Journal, Open, Published, Settlement, settle};
 use crate::region::local::LocalSource;
 use crate::region::stage::{put_wish, staged_job, until_decided};
 use crate::region::{
-    BoxFuture, Capabilities, ImageInfo, LocalFile, Located, Outcome, Recovered, Region, Restored,
-    Settled, Source, StagedJob, Target, Vote, Wish, Wishes, blocking,
+    BoxFuture, Capabilities, ImageInfo, LocalFile, Located, Recovered, Region, Restored, Settled,
+    Source, StagedJob, Target, Vote, Wish, blocking,
 };
+
+use owned::{DeviceStage, DeviceTarget};
 
 /// The folder of the state folder that holds a folder per job, each with its journal.
 const IN_PLACE: &str = "in-place";
@@ -71,7 +68,11 @@ impl Shared {
         let parent = Dir::open_or_create_path(&self.journals)?;
         let _claim = parent.claim()?;
         if let Some(stage) = self.find(spec.job)? {
-            return self.take_over(stage, spec);
+            if Journal::watch(&stage.dir, stage.job)?.is_some() {
+                return self.take_over(stage, spec);
+            }
+            // A start that was never acknowledged: nothing was written to the device yet.
+            remove(&stage)?;
         }
         for job in jobs_in(&parent)? {
             if self.name_of(job)?.as_deref() == Some(self.name())
@@ -94,7 +95,7 @@ impl Shared {
     fn take_over(self: &Arc<Self>, stage: Stage, spec: &JobSpec) -> Result<DeviceStage> {
         let mut restored = Restored::new(spec.geometry);
         let mut broken = Ok(());
-        let opened = Journal::open(&stage.dir, stage.job, &mut |chunk| {
+        let opened = Journal::take_over(&stage.dir, stage.job, &mut |chunk| {
             if let Err(error) = restored.record(chunk) {
                 broken = Err(error);
             }
@@ -106,10 +107,6 @@ impl Shared {
         if !journal.header().spec.same_request(spec) {
             return Err(Error::new(ErrorKind::Invalid, format!("take over job {}", stage.job))
                 .hint("it was started with another request"));
-        }
-        if !journal.try_own()? || !journal.is_still_in(&stage.dir)? {
-            return Err(Error::new(ErrorKind::Busy, format!("take over job {}", stage.job))
-                .hint("another process runs it"));
         }
         let device = self.open_device(spec)?;
         Ok(DeviceStage::new(self, stage, *journal, device, restored))
@@ -174,9 +171,14 @@ impl Shared {
         let Some((stage, watched)) = self.watch(job)? else { return Ok(Some(Vote::Unknown)) };
         // The decision may be in the log, so it is read under the right to decide.
         let Some(decision) = watched.try_decide()? else { return Ok(None) };
-        let Some(Open::Valid(journal)) = Journal::open(&stage.dir, job, &mut |_| {})? else {
-            return Ok(None);
+        let opened = match Journal::open(&stage.dir, job, &mut |_| {}) {
+            // Its owner may have been appending while we read: only at rest is it damage.
+            Err(error) if error.kind() == ErrorKind::Corrupt && watched.is_owned_elsewhere()? => {
+                return Ok(None);
+            }
+            opened => opened?,
         };
+        let Some(Open::Valid(journal)) = opened else { return Ok(None) };
         let first = match settle(found(&journal)?) {
             Settlement::FinishCommit => return Ok(Some(Vote::Committed)),
             Settlement::FinishCancel => false,
@@ -211,13 +213,16 @@ impl Shared {
         let Some(stage) = self.find(job)? else {
             return Ok(Recovered::new(job, None, Settled::Forgotten));
         };
-        let Some(Open::Valid(journal)) = Journal::open(&stage.dir, job, &mut |_| {})? else {
-            return Ok(Recovered::new(job, None, Settled::Running));
+        // Order: owned before it is read, or an append by its owner looks like damage.
+        let journal = match Journal::take_over(&stage.dir, job, &mut |_| {}) {
+            Ok(Some(Open::Valid(journal))) => journal,
+            Err(error) if error.kind() != ErrorKind::Busy => return Err(error),
+            Ok(_) | Err(_) => {
+                let spec = self.job(job)?.map(|told| told.spec);
+                return Ok(Recovered::new(job, spec, Settled::Running));
+            }
         };
         let spec = journal.header().spec.clone();
-        if !journal.try_own()? {
-            return Ok(Recovered::new(job, Some(spec), Settled::Running));
-        }
         let settled = match settle(found(&journal)?) {
             Settlement::FinishCommit => {
                 remove(&stage)?;
@@ -287,7 +292,7 @@ impl Region for DeviceRegion {
         self.with(move |shared| {
             let stage = Arc::new(shared.stage(&spec)?);
             let file = LocalFile::of(stage.device.clone())?;
-            let target: Arc<dyn Target> = Arc::new(DeviceTarget { stage, file });
+            let target: Arc<dyn Target> = Arc::new(DeviceTarget::new(stage, file));
             Ok(target)
         })
     }
@@ -332,175 +337,5 @@ impl Region for DeviceRegion {
 
     fn recover(&self, only: Option<JobId>) -> BoxFuture<'_, Result<Vec<Recovered>>> {
         self.with(move |shared| shared.recover(only))
-    }
-}
-
-/// A device in the hands of its owner.
-#[derive(Debug)]
-struct DeviceStage {
-    shared: Arc<Shared>,
-    stage: Stage,
-    journal: Journal,
-    device: Arc<File>,
-    restored: Mutex<Option<Restored>>,
-}
-
-impl DeviceStage {
-    fn new(
-        shared: &Arc<Shared>,
-        stage: Stage,
-        journal: Journal,
-        device: File,
-        restored: Restored,
-    ) -> Self {
-        let restored = Mutex::new(Some(restored));
-        Self { shared: shared.clone(), stage, journal, device: Arc::new(device), restored }
-    }
-
-    fn begin(&self) -> Result<Restored> {
-        let epoch = self.journal.begin_attempt()?;
-        let image_bytes = self.journal.header().spec.geometry.image_bytes();
-        let progress = Progress::new(JobState::Copying, image_bytes);
-        self.journal.set_status(&Status { epoch, progress })?;
-        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
-        restored.take().ok_or_else(|| Error::new(ErrorKind::Invalid, "begin the same target twice"))
-    }
-
-    fn prepare(&self, manifest: &Manifest) -> Result<()> {
-        self.device.sync_all()?;
-        let facts = self.device.facts()?;
-        let root = manifest.root();
-        let (device, inode) = (facts.device, facts.inode);
-        self.journal.append_prepared(Prepared { device, inode, root })
-    }
-
-    fn try_publish(&self) -> Result<Option<Outcome>> {
-        let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
-        match settle(found(&self.journal)?) {
-            Settlement::FinishCommit => {}
-            Settlement::FinishCancel => return Ok(Some(Outcome::Cancelled)),
-            Settlement::Keep | Settlement::Lost | Settlement::Forget => {
-                // The decision: every byte is durable, and this record says so for good.
-                self.journal.append_done(&decision)?;
-            }
-        }
-        Ok(Some(Outcome::Committed))
-    }
-
-    fn try_discard(&self) -> Result<Option<Outcome>> {
-        if !self.journal.is_still_in(&self.stage.dir)? {
-            return Ok(Some(Outcome::Cancelled));
-        }
-        let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
-        match settle(found(&self.journal)?) {
-            Settlement::FinishCommit => return Ok(Some(Outcome::Committed)),
-            Settlement::FinishCancel => {}
-            Settlement::Keep | Settlement::Lost | Settlement::Forget => decision.cancel()?,
-        }
-        drop(decision);
-        clean_up(&self.stage, &self.journal, &self.device)?;
-        Ok(Some(Outcome::Cancelled))
-    }
-
-    fn wishes(&self) -> Result<Wishes> {
-        let control = self.journal.control()?;
-        Ok(Wishes {
-            cancelled: self.journal.is_cancelled()?,
-            suspend: control.suspend_epoch != 0 && control.suspend_epoch == self.journal.epoch(),
-            limits: control.limits,
-        })
-    }
-}
-
-#[derive(Debug)]
-struct DeviceTarget {
-    stage: Arc<DeviceStage>,
-    file: LocalFile,
-}
-
-impl DeviceTarget {
-    fn with<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&DeviceStage) -> Result<T> + Send + 'static,
-    ) -> BoxFuture<'_, Result<T>> {
-        let stage = self.stage.clone();
-        blocking(move || work(&stage).map_err(|error| error.within(stage.shared.location.clone())))
-    }
-}
-
-impl Target for DeviceTarget {
-    fn location(&self) -> String {
-        self.stage.shared.location.clone()
-    }
-
-    fn begin(&self) -> BoxFuture<'_, Result<Restored>> {
-        self.with(DeviceStage::begin)
-    }
-
-    fn write(&self, chunk: Sealed) -> BoxFuture<'_, Result<Written>> {
-        self.with(move |stage| {
-            stage.device.write_at(chunk.range().offset, chunk.data())?;
-            Ok(chunk.written())
-        })
-    }
-
-    fn write_zeroes(&self, run: ChunkRun) -> BoxFuture<'_, Result<Written>> {
-        self.with(move |stage| {
-            stage.device.write_zeroes(stage.journal.header().spec.geometry.run_range(run))?;
-            Ok(Written::zeroes(run))
-        })
-    }
-
-    fn sync(&self) -> BoxFuture<'_, Result<()>> {
-        self.with(|stage| stage.device.sync_data())
-    }
-
-    fn checkpoint<'a>(&'a self, chunks: &'a [Durable]) -> BoxFuture<'a, Result<()>> {
-        let chunks = chunks.to_vec();
-        self.with(move |stage| stage.journal.append_progress(&chunks))
-    }
-
-    fn read_back(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>> {
-        self.with(move |stage| {
-            stage.device.evict(range)?;
-            let mut buffer = vec![0; to_usize(range.len)];
-            let count = stage.device.read_at(range.offset, &mut buffer)?;
-            buffer.truncate(count);
-            Ok(buffer.into())
-        })
-    }
-
-    fn commit<'a>(&'a self, manifest: &'a Manifest) -> BoxFuture<'a, Result<Outcome>> {
-        Box::pin(async move {
-            let manifest = manifest.clone();
-            self.with(move |stage| stage.prepare(&manifest)).await?;
-            let stage = self.stage.clone();
-            until_decided(move || stage.try_publish()).await
-        })
-    }
-
-    fn finish(&self) -> BoxFuture<'_, Result<()>> {
-        self.with(|stage| remove(&stage.stage))
-    }
-
-    fn discard(&self) -> BoxFuture<'_, Result<Outcome>> {
-        let stage = self.stage.clone();
-        Box::pin(until_decided(move || stage.try_discard()))
-    }
-
-    fn wishes(&self) -> BoxFuture<'_, Result<Wishes>> {
-        self.with(DeviceStage::wishes)
-    }
-
-    fn report<'a>(&'a self, progress: &'a Progress) -> BoxFuture<'a, Result<()>> {
-        let progress = progress.clone();
-        self.with(move |stage| {
-            let epoch = stage.journal.epoch();
-            stage.journal.set_status(&Status { epoch, progress })
-        })
-    }
-
-    fn local(&self) -> Option<LocalFile> {
-        Some(self.file.clone())
     }
 }

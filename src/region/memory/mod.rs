@@ -1,13 +1,15 @@
 //! A region in memory: for documentation, tests, and images that need not outlive the process.
 
+mod pieces;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::chunk::{Durable, Sealed, Written};
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::{ByteRange, ChunkRun, to_u64, to_usize};
+use crate::geometry::{ByteRange, ChunkRun, to_u64};
 use crate::id::{ImageId, JobId};
 use crate::job::{Fingerprint, JobSpec, Progress};
 use crate::manifest::Manifest;
@@ -17,6 +19,8 @@ use crate::region::{
     BoxFuture, Capabilities, ImageInfo, LocalFile, Located, Outcome, Recovered, Region, Restored,
     Settled, Source, StagedJob, Target, Vote, Wish, Wishes,
 };
+
+use pieces::Pieces;
 
 /// Images in memory. Clones share the same images, so that one survives an engine that is dropped.
 ///
@@ -31,6 +35,8 @@ pub struct MemoryRegion {
 struct State {
     images: BTreeMap<ImageId, Image>,
     stages: BTreeMap<JobId, Stage>,
+    /// Counts owners, so that a target that has ended is not taken for a later one of its job.
+    owners: u64,
     /// Counts insertions, so that an image put in place of another has another fingerprint.
     versions: u64,
 }
@@ -48,35 +54,13 @@ struct Stage {
     bytes: Pieces,
     epoch: u32,
     owned: bool,
+    /// Which of those that ever owned a stage here is its owner, or was the last.
+    owner: u64,
     cancelled: bool,
     limits: Option<Limits>,
-    suspend_epoch: u32,
+    suspend_epoch: Option<u32>,
     recorded: Vec<Durable>,
     progress: Option<Progress>,
-}
-
-/// Bytes by offset; what no piece covers reads as zeros. Pieces do not overlap.
-#[derive(Clone, Debug, Default)]
-struct Pieces {
-    size_bytes: u64,
-    pieces: BTreeMap<u64, Bytes>,
-}
-
-impl Pieces {
-    fn read(&self, range: ByteRange) -> Bytes {
-        let mut out = BytesMut::zeroed(to_usize(range.len));
-        let before = self.pieces.range(..=range.offset).next_back().map_or(0, |(at, _)| *at);
-        for (at, piece) in self.pieces.range(before..range.end()) {
-            let shared = range.intersect(ByteRange::new(*at, to_u64(piece.len())));
-            if !shared.is_empty() {
-                let (from, to) =
-                    (to_usize(shared.offset - at), to_usize(shared.offset - range.offset));
-                let len = to_usize(shared.len);
-                out[to..to + len].copy_from_slice(&piece[from..from + len]);
-            }
-        }
-        out.freeze()
-    }
 }
 
 impl MemoryRegion {
@@ -122,8 +106,12 @@ impl MemoryRegion {
 }
 
 impl State {
-    fn stage(&mut self, spec: &JobSpec) -> Result<()> {
+    /// Stages the image, or takes its stage over; returns the number of the owner.
+    fn stage(&mut self, spec: &JobSpec) -> Result<u64> {
         if let Some(stage) = self.stages.get_mut(&spec.job) {
+            if self.images.values().any(|image| image.job() == Some(spec.job)) {
+                return Err(Error::new(ErrorKind::Exists, format!("take over job {}", spec.job)));
+            }
             if stage.owned {
                 return Err(Error::new(ErrorKind::Busy, format!("take over job {}", spec.job)));
             }
@@ -131,8 +119,10 @@ impl State {
                 return Err(Error::new(ErrorKind::Invalid, format!("take over job {}", spec.job))
                     .hint("it was started with another request"));
             }
+            self.owners += 1;
             stage.owned = true;
-            return Ok(());
+            stage.owner = self.owners;
+            return Ok(self.owners);
         }
         let image = &spec.target.image;
         if self.images.contains_key(image) {
@@ -144,20 +134,22 @@ impl State {
         if self.stages.values().any(|rival| rival.spec.target.image == *image) {
             return Err(Error::new(ErrorKind::Busy, format!("stage {image}")));
         }
+        self.owners += 1;
         let bytes = Pieces { size_bytes: spec.geometry.image_bytes(), pieces: BTreeMap::new() };
         let stage = Stage {
             spec: spec.clone(),
             bytes,
             epoch: 0,
             owned: true,
+            owner: self.owners,
             cancelled: false,
             limits: None,
-            suspend_epoch: 0,
+            suspend_epoch: None,
             recorded: Vec::new(),
             progress: None,
         };
         self.stages.insert(spec.job, stage);
-        Ok(())
+        Ok(self.owners)
     }
 
     fn commit(&mut self, job: JobId, manifest: &Manifest) -> Result<Outcome> {
@@ -273,9 +265,9 @@ impl Region for MemoryRegion {
 
     fn stage<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
         self.at(|state| {
-            state.stage(spec)?;
+            let owner = state.stage(spec)?;
             let target: Arc<dyn Target> =
-                Arc::new(MemoryTarget { region: self.clone(), spec: spec.clone() });
+                Arc::new(MemoryTarget { region: self.clone(), spec: spec.clone(), owner });
             Ok(target)
         })
     }
@@ -323,7 +315,7 @@ impl Region for MemoryRegion {
         self.at(|state| {
             let Some(stage) = state.stages.get_mut(&job) else { return Ok(false) };
             match wish {
-                Wish::Suspend => stage.suspend_epoch = stage.epoch,
+                Wish::Suspend => stage.suspend_epoch = Some(stage.epoch),
                 Wish::Limit(limits) => stage.limits = Some(limits),
             }
             Ok(true)
@@ -379,11 +371,14 @@ impl Source for MemorySource {
 struct MemoryTarget {
     region: MemoryRegion,
     spec: JobSpec,
+    owner: u64,
 }
 
 impl Drop for MemoryTarget {
     fn drop(&mut self) {
-        if let Some(stage) = self.region.state().stages.get_mut(&self.spec.job) {
+        if let Some(stage) = self.region.state().stages.get_mut(&self.spec.job)
+            && stage.owner == self.owner
+        {
             stage.owned = false;
         }
     }
@@ -451,7 +446,7 @@ impl Target for MemoryTarget {
 
     fn finish(&self) -> BoxFuture<'_, Result<()>> {
         self.region.at(|state| {
-            state.stages.remove(&self.spec.job);
+            state.stages.retain(|_, stage| stage.owner != self.owner);
             Ok(())
         })
     }
@@ -461,7 +456,7 @@ impl Target for MemoryTarget {
             if state.has_committed(self.spec.job) {
                 return Ok(Outcome::Committed);
             }
-            state.stages.remove(&self.spec.job);
+            state.stages.retain(|_, stage| stage.owner != self.owner);
             Ok(Outcome::Cancelled)
         })
     }
@@ -471,7 +466,7 @@ impl Target for MemoryTarget {
             let Some(stage) = state.stages.get(&self.spec.job) else {
                 return Ok(Wishes::default());
             };
-            let suspend = stage.suspend_epoch != 0 && stage.suspend_epoch == stage.epoch;
+            let suspend = stage.suspend_epoch == Some(stage.epoch);
             Ok(Wishes { cancelled: stage.cancelled, suspend, limits: stage.limits })
         })
     }

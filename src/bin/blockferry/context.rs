@@ -1,0 +1,232 @@
+//! What verbs share: the state folder, locations as typed, regions by name, jobs by number.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blockferry::engine::Engine;
+use blockferry::id::{JobId, RegionName};
+use blockferry::job::{Endpoint, JobSpec};
+use blockferry::location::{Location, RegionLocation};
+use blockferry::options::EngineOptions;
+use blockferry::region::{DirRegion, FileRegion, Located, Region};
+use blockferry::{Error, ErrorKind, Result};
+
+/// Options of every verb that knows jobs.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Common {
+    /// Where the job index is kept [default: $BLOCKFERRY_STATE_DIR, else the XDG state folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Print one JSON object on one line on stdout, also on failure
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The state folder, and whether it was given.
+#[derive(Debug)]
+pub(crate) struct Context {
+    state_dir: PathBuf,
+    given: bool,
+}
+
+/// What a verb is about: a job by its number, or the copy to a destination.
+#[derive(Debug)]
+pub(crate) enum Subject {
+    Job(JobId),
+    Destination(Endpoint),
+}
+
+impl Context {
+    pub(crate) fn new(common: &Common) -> Result<Self> {
+        if let Some(dir) = &common.state_dir {
+            let state_dir = std::path::absolute(dir)
+                .map_err(|e| Error::io("use the state folder", e).within(shown(dir)))?;
+            return Ok(Self { state_dir, given: true });
+        }
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let state_dir = set("BLOCKFERRY_STATE_DIR")
+            .map(PathBuf::from)
+            .or_else(|| set("XDG_STATE_HOME").map(|dir| Path::new(&dir).join("blockferry")))
+            .or_else(|| set("HOME").map(|dir| Path::new(&dir).join(".local/state/blockferry")));
+        let state_dir = state_dir.ok_or_else(|| {
+            Error::new(ErrorKind::Invalid, "find the state folder: HOME is not set")
+                .hint("give --state-dir DIR or set BLOCKFERRY_STATE_DIR")
+        })?;
+        Ok(Self { state_dir, given: false })
+    }
+
+    /// The line that goes on with `verb` on a job, to paste into a shell.
+    pub(crate) fn line(&self, verb: &str, job: JobId) -> String {
+        let mut line = format!("blockferry {verb} {job}");
+        if self.given {
+            line.push_str(&format!(" --state-dir {}", quoted(&shown(&self.state_dir))));
+        }
+        line
+    }
+
+    pub(crate) async fn engine(&self) -> Result<Engine> {
+        self.engine_with(|options| options).await
+    }
+
+    pub(crate) async fn engine_with(
+        &self,
+        change: impl FnOnce(EngineOptions) -> EngineOptions,
+    ) -> Result<Engine> {
+        Engine::open(change(EngineOptions::new(&self.state_dir))).await
+    }
+
+    /// The region that an endpoint names.
+    pub(crate) fn open(&self, endpoint: &Endpoint) -> Result<Arc<dyn Region>> {
+        open_location(&Location::of_endpoint(endpoint)?, &self.state_dir)
+    }
+
+    /// Makes the endpoint's region known to the engine, once.
+    pub(crate) async fn register(&self, engine: &Engine, endpoint: &Endpoint) -> Result<()> {
+        if engine.region(&endpoint.region).is_ok() {
+            return Ok(());
+        }
+        engine.register(endpoint.region.clone(), self.open(endpoint)?).await
+    }
+
+    /// A region as typed, with the name it goes by.
+    pub(crate) fn open_region(&self, text: &str) -> Result<(RegionName, Arc<dyn Region>)> {
+        let location = match RegionLocation::parse(text, &cwd()?)? {
+            RegionLocation::Dir(root) => RegionLocation::Dir(canonical(&root)),
+            RegionLocation::Files(folder) => RegionLocation::Files(canonical(&folder)),
+            other => other,
+        };
+        let region: Arc<dyn Region> = match &location {
+            RegionLocation::Dir(root) => Arc::new(DirRegion::open_root(root)?),
+            RegionLocation::Files(path) if Path::new(path).is_dir() => FileRegion::in_folder(path)?,
+            // A block device, or one file: the jobs that write to it.
+            RegionLocation::Files(path) => FileRegion::open_path(path, &self.state_dir)?,
+            _ => return Err(Error::new(ErrorKind::Unsupported, "open this kind of region")),
+        };
+        Ok((location.name()?, region))
+    }
+
+    /// The spec of the job in question. One that the index does not know is looked for in `region`.
+    pub(crate) async fn find(
+        &self,
+        engine: &Engine,
+        subject: &Subject,
+        region: Option<&str>,
+    ) -> Result<JobSpec> {
+        match subject {
+            Subject::Destination(endpoint) => self.find_by_target(engine, endpoint).await,
+            Subject::Job(job) => match (engine.show(*job).await, region) {
+                (Ok(info), _) => Ok(info.spec),
+                (Err(error), Some(region)) if error.kind() == ErrorKind::NotFound => {
+                    self.find_in(engine, *job, region, error).await
+                }
+                (Err(error), _) => Err(error),
+            },
+        }
+    }
+
+    /// The job as it is staged in that region. A region that was moved counts as the job's own.
+    async fn find_in(
+        &self,
+        engine: &Engine,
+        job: JobId,
+        region: &str,
+        unknown: Error,
+    ) -> Result<JobSpec> {
+        let (_, place) = self.open_region(region)?;
+        let staged = place.job(job).await?.ok_or_else(|| unknown.within(place.location()))?;
+        let is_dir = staged.spec.target.region.as_str().starts_with("dir://");
+        if is_dir && engine.region(&staged.spec.target.region).is_err() {
+            engine.register(staged.spec.target.region.clone(), place).await?;
+        }
+        Ok(staged.spec)
+    }
+
+    /// The copy to that destination: the one staged, the one that made the image, or the latest.
+    async fn find_by_target(&self, engine: &Engine, endpoint: &Endpoint) -> Result<JobSpec> {
+        self.register(engine, endpoint).await?;
+        let region = engine.region(&endpoint.region)?;
+        match region.locate(&endpoint.image).await? {
+            Located::Staged(job) => {
+                if let Some(staged) = region.job(job).await? {
+                    return Ok(staged.spec);
+                }
+            }
+            Located::Committed(Some(job)) => {
+                if let Ok(info) = engine.show(job).await {
+                    return Ok(info.spec);
+                }
+            }
+            _ => {}
+        }
+        let jobs = engine.jobs().await?;
+        let latest = jobs.into_iter().rev().find(|info| info.spec.target == *endpoint);
+        latest.map(|info| info.spec).ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, "find a copy to that destination")
+                .within(endpoint.to_string())
+                .hint("`blockferry jobs` lists the known ones")
+        })
+    }
+}
+
+/// A source or destination as typed.
+pub(crate) fn endpoint(text: &str) -> Result<Endpoint> {
+    match Location::parse(text, &cwd()?)? {
+        Location::File(path) => Location::File(canonical_file(&path)).endpoint(),
+        Location::Dir { root, image } => Location::Dir { root: canonical(&root), image }.endpoint(),
+        other => other.endpoint(),
+    }
+}
+
+/// A job's number, or else a destination.
+pub(crate) fn subject(text: &str) -> Result<Subject> {
+    if text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(Subject::Job(text.to_ascii_lowercase().parse()?));
+    }
+    endpoint(text).map(Subject::Destination)
+}
+
+fn open_location(location: &Location, state_dir: &Path) -> Result<Arc<dyn Region>> {
+    match location {
+        Location::Dir { root, .. } => Ok(Arc::new(DirRegion::open_root(root)?)),
+        Location::File(path) => FileRegion::open_path(path, state_dir),
+        _ => Err(Error::new(ErrorKind::Unsupported, "open this kind of location")),
+    }
+}
+
+/// The one spelling of a folder, so that its region has one name. What is missing keeps its own:
+/// opening it will tell.
+fn canonical(path: &str) -> String {
+    let found = std::fs::canonicalize(path).ok();
+    found.and_then(|path| path.to_str().map(str::to_owned)).unwrap_or_else(|| path.to_owned())
+}
+
+/// The one spelling of a file's folder; the file itself need not exist, nor is it followed.
+fn canonical_file(path: &str) -> String {
+    let file = Path::new(path);
+    let (Some(folder), Some(name)) = (file.parent(), file.file_name()) else {
+        return canonical(path);
+    };
+    let folder = canonical(&shown(folder));
+    format!("{}/{}", folder.trim_end_matches('/'), name.to_string_lossy())
+}
+
+fn cwd() -> Result<String> {
+    let cwd = std::env::current_dir().map_err(|e| Error::io("find the current folder", e))?;
+    let named = cwd.to_str().map(str::to_owned);
+    named.ok_or_else(|| {
+        Error::new(ErrorKind::Invalid, "use the current folder: its name is not UTF-8")
+    })
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// A word for a POSIX shell.
+fn quoted(word: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&byte);
+    if !word.is_empty() && word.bytes().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}

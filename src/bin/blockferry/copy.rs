@@ -1,0 +1,91 @@
+//! `copy`: one image from here to there.
+
+use blockferry::engine::CopyRequest;
+use blockferry::geometry::ChunkSize;
+use blockferry::options::{CopyOptions, Limits, Verify, parse_bytes, parse_rate};
+use blockferry::{Error, ErrorKind, Result};
+
+use crate::context::{Common, Context, endpoint};
+use crate::follow::{Interrupts, Running, follow};
+use crate::output::Report;
+
+const EXAMPLES: &str = "\
+Examples:
+  blockferry copy disk.raw dir:///srv/region-a/disk-1
+  blockferry copy dir:///srv/region-a/disk-1 dir:///srv/region-b/disk-1 --verify full
+  blockferry copy disk.raw dir:///srv/region-a/disk-1 --rate 100MiB/s --on-interrupt cancel
+  blockferry copy dir:///srv/region-a/disk-1 /dev/vdb --destructive
+  blockferry copy disk.raw dir:///srv/region-a/disk-1 --token order-4711 --json
+
+The image appears at the destination whole, verified and durable, or not at all. Ctrl-C suspends the
+copy and prints how to go on; from elsewhere, `blockferry cancel DST` cancels it.";
+
+/// Copy an image
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The image to copy; it is never written
+    #[arg(value_name = "SRC")]
+    source: String,
+    /// Where it is to be; nothing that is there is replaced
+    #[arg(value_name = "DST")]
+    target: String,
+    /// Size of chunks: a power of two from 64KiB to 64MiB [default: the source's, else 4MiB]
+    #[arg(long, value_name = "SIZE")]
+    chunk_size: Option<String>,
+    /// Copy at most that fast, such as 100MiB/s [default: no limit]
+    #[arg(long, value_name = "RATE")]
+    rate: Option<String>,
+    /// Read back before commit: none, sample:5% or full
+    #[arg(long, value_name = "HOW", default_value = "none")]
+    verify: String,
+    /// The same token with the same request is the same job, however often it is asked for
+    #[arg(long)]
+    token: Option<String>,
+    /// Overwrite a block device; what it holds is lost
+    #[arg(long)]
+    destructive: bool,
+    /// An attribute of the new image; may be repeated
+    #[arg(long = "attribute", value_name = "K=V")]
+    attributes: Vec<String>,
+    #[command(flatten)]
+    running: Running,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+pub(crate) async fn run(args: Args) -> Result<Report> {
+    let interrupts = Interrupts::catch()?;
+    let options = options_of(&args)?;
+    let (source, target) = (endpoint(&args.source)?, endpoint(&args.target)?);
+    let context = Context::new(&args.common)?;
+    let threads = args.running.threads;
+    let engine = context.engine_with(|options| options.with_threads(threads)).await?;
+    context.register(&engine, &source).await?;
+    context.register(&engine, &target).await?;
+    let job = engine.copy(CopyRequest::new(source, target, options)).await?;
+    Ok(follow(&job, &args.running, interrupts, &context, args.common.json).await)
+}
+
+fn options_of(args: &Args) -> Result<CopyOptions> {
+    let mut options = CopyOptions::new()
+        .with_verify(Verify::parse(&args.verify)?)
+        .with_destructive(args.destructive);
+    if let Some(size) = &args.chunk_size {
+        options = options.with_chunk_size(ChunkSize::from_bytes(parse_bytes(size)?)?);
+    }
+    if let Some(rate) = &args.rate {
+        options = options.with_limits(Limits::NONE.with_bytes_per_sec(parse_rate(rate)?));
+    }
+    if let Some(token) = &args.token {
+        options = options.with_token(token);
+    }
+    for attribute in &args.attributes {
+        let (key, value) = attribute.split_once('=').ok_or_else(|| {
+            Error::new(ErrorKind::Invalid, format!("use {attribute:?} as attribute"))
+                .hint("write KEY=VALUE")
+        })?;
+        options = options.with_attribute(key, value);
+    }
+    Ok(options)
+}

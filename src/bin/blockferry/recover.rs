@@ -1,0 +1,87 @@
+//! `recover`: settles what is staged in a region and has no live process.
+
+use blockferry::region::{Recovered, Settled};
+use blockferry::{Error, Result};
+use serde_json::{Value, json};
+
+use crate::context::{Common, Context};
+use crate::output::{Report, code_of, error_value};
+
+const EXAMPLES: &str = "\
+Examples:
+  blockferry recover dir:///srv/region-a
+  blockferry recover /var/lib/images
+
+Finishes commits and cancels that were decided, lists what can be resumed, and brings the index up
+to date. It may be repeated, and interrupted, at any time.";
+
+/// Settle what a crash has left in a region
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// A directory region, a folder of plain files, or a block device
+    region: String,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+pub(crate) async fn run(args: Args) -> Result<Report> {
+    let context = Context::new(&args.common)?;
+    let (name, region) = context.open_region(&args.region)?;
+    let engine = context.engine().await?;
+    engine.register(name.clone(), region).await?;
+    let recovered = engine.recover(&name).await?;
+    let fields = json!({"recovered": recovered.iter().map(fields_of).collect::<Vec<_>>()});
+    let mut lines: Vec<String> = recovered.iter().map(line_of).collect();
+    if lines.is_empty() {
+        lines.push(format!("{name}: nothing is staged there"));
+    }
+    let first = recovered.iter().find_map(failure);
+    let report = Report::done(fields, lines);
+    Ok(match first {
+        Some(error) => report.with_code(code_of(error.kind())),
+        None => report,
+    })
+}
+
+fn failure(found: &Recovered) -> Option<&Error> {
+    match &found.settled {
+        Settled::Failed(error) => Some(error),
+        _ => None,
+    }
+}
+
+fn fields_of(found: &Recovered) -> Value {
+    json!({
+        "job": found.job.to_string(),
+        "settled": name_of(&found.settled),
+        "source": found.spec.as_ref().map(|spec| spec.source.to_string()),
+        "destination": found.spec.as_ref().map(|spec| spec.target.to_string()),
+        "error": failure(found).map(error_value),
+    })
+}
+
+fn name_of(settled: &Settled) -> &'static str {
+    match settled {
+        Settled::Running => "running",
+        Settled::Committed => "committed",
+        Settled::RolledBack => "rolled_back",
+        Settled::Forgotten => "forgotten",
+        Settled::Kept => "kept",
+        _ => "failed",
+    }
+}
+
+fn line_of(found: &Recovered) -> String {
+    let said = match &found.settled {
+        Settled::Running => "a live process runs it".to_owned(),
+        Settled::Committed => "its commit is finished".to_owned(),
+        Settled::RolledBack => "its cancel is finished: nothing of it is left".to_owned(),
+        Settled::Forgotten => "it had never been acknowledged: removed".to_owned(),
+        Settled::Kept => "it waits for resume or cancel".to_owned(),
+        Settled::Failed(error) => error.report(),
+        _ => "settled".to_owned(),
+    };
+    let target = found.spec.as_ref().map(|spec| format!(" to {}", spec.target));
+    format!("job {}{}: {said}", found.job, target.unwrap_or_default())
+}

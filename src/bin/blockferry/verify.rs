@@ -1,0 +1,79 @@
+//! `verify`: reads a committed image again and compares every chunk with its manifest.
+
+use blockferry::{Error, ErrorKind, Result};
+use indicatif::HumanBytes;
+use serde_json::{Value, json};
+
+use crate::context::{Common, Context, endpoint};
+use crate::digest::digests_of;
+use crate::output::{Report, object};
+use crate::scan::scan;
+
+const EXAMPLES: &str = "\
+Examples:
+  blockferry verify dir:///srv/region-a/disk-1
+  blockferry verify dir:///srv/region-a/disk-1 --json
+
+Exit code 0 when every chunk is as its manifest says, 1 (corrupt) when one is not. Bytes are read
+through the page cache; drop it first to test the disk.";
+
+/// Read an image again and compare it with its manifest
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The image
+    image: String,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+pub(crate) async fn run(args: Args) -> Result<Report> {
+    let endpoint = endpoint(&args.image)?;
+    let context = Context::new(&args.common)?;
+    let source = context.open(&endpoint)?.open(&endpoint.image).await?;
+    let manifest = source.manifest().ok_or_else(|| {
+        Error::new(ErrorKind::Invalid, "verify an image without manifest")
+            .within(source.location())
+            .hint("only images of a region have one; `blockferry digest` hashes a plain file")
+    })?;
+    let geometry = manifest.geometry();
+    let scan = scan(&source, geometry).await?;
+    let is_bad = |(found, expected): (&_, &_)| found != expected;
+    let expected = digests_of(&manifest);
+    let bad = scan.digests.iter().zip(&expected).map(is_bad);
+    let mut chunks = geometry.chunks().iter().zip(bad).filter(|(_, bad)| *bad);
+    let first_bad = chunks.next().map(|(index, _)| index);
+    let bad_count = chunks.count() + usize::from(first_bad.is_some());
+    let fields = json!({
+        "image": source.location(),
+        "root": manifest.root().to_string(),
+        "image_bytes": geometry.image_bytes(),
+        "chunks": geometry.chunk_count(),
+        "verified_bytes": scan.read_bytes,
+        "bad_chunks": bad_count,
+        "first_bad_chunk": first_bad.map(|index| json!({
+            "index": index.get(),
+            "offset": geometry.range(index).offset,
+            "len": geometry.range(index).len,
+        })),
+    });
+    Ok(match first_bad {
+        None => Report::done(fields, vec![good_line(&source.location(), scan.read_bytes)]),
+        Some(index) => {
+            let what = format!("verify image: {bad_count} chunks do not match the manifest, first");
+            let error = Error::new(ErrorKind::Corrupt, format!("{what} chunk {index}"))
+                .at(source.location(), geometry.range(index).offset)
+                .hint("the image is damaged where it lies: copy it anew");
+            failed(fields, &error)
+        }
+    })
+}
+
+fn failed(fields: Value, error: &Error) -> Report {
+    Report::failed(object(fields), error)
+}
+
+fn good_line(image: &str, read_bytes: u64) -> String {
+    let read = HumanBytes(read_bytes);
+    format!("{image}: every chunk is as its manifest says; {read} read, the rest are holes")
+}

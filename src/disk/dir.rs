@@ -1,0 +1,244 @@
+//! Folders: names resolved beneath one, listed, renamed, removed and made durable.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RawDir, RenameFlags, ResolveFlags};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::{Facts, File, facts_of_fd, hostile, io};
+use crate::error::{Error, ErrorKind, Result};
+
+/// An open folder. Names are resolved beneath it and never through a symbolic link.
+#[derive(Debug)]
+pub(crate) struct Dir(OwnedFd);
+
+const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+
+impl Dir {
+    /// Opens a folder by the path that a person gave; symbolic links are followed, as the shell
+    /// does.
+    pub(crate) fn open_path(path: &Path) -> Result<Self> {
+        let open = || rustix::fs::open(path, DIR_FLAGS, Mode::empty());
+        retry_on_intr(open).map(Self).map_err(|errno| match errno {
+            Errno::NOTDIR => Error::new(ErrorKind::Invalid, "open folder").because(io(errno)),
+            _ => Error::io("open folder", errno),
+        })
+    }
+
+    /// Opens a folder by path, and makes it, and those above it, with mode 0700 where they are
+    /// missing.
+    pub(crate) fn open_or_create_path(path: &Path) -> Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|error| Error::io("create folder", error))?;
+        Self::open_path(path)
+    }
+
+    fn open(&self, name: &str, flags: OFlags, mode: u32) -> rustix::io::Result<OwnedFd> {
+        // Not O_NOFOLLOW: it would let the link itself be opened, and blame what is not a folder
+        // instead of the link. BENEATH refuses every link, the last one too.
+        let flags = flags | OFlags::CLOEXEC;
+        retry_on_intr(|| {
+            rustix::fs::openat2(&self.0, name, flags, Mode::from_raw_mode(mode), BENEATH)
+        })
+    }
+
+    /// Opens a folder in this one.
+    pub(crate) fn open_dir(&self, name: &str) -> Result<Self> {
+        self.open(name, DIR_FLAGS, 0).map(Self).map_err(|errno| hostile("open folder", errno))
+    }
+
+    /// As [`Dir::open_dir`], but `None` where there is nothing of that name.
+    pub(crate) fn find_dir(&self, name: &str) -> Result<Option<Self>> {
+        absent_is_none(self.open_dir(name))
+    }
+
+    /// Makes a folder; one that is there already is [`ErrorKind::Exists`].
+    pub(crate) fn make_dir(&self, name: &str, mode: u32) -> Result<Self> {
+        retry_on_intr(|| rustix::fs::mkdirat(&self.0, name, Mode::from_raw_mode(mode)))
+            .map_err(|errno| Error::io("make folder", errno))?;
+        self.open_dir(name)
+    }
+
+    /// Opens a folder in this one and makes it where it is missing; tells whether it did.
+    pub(crate) fn open_or_make_dir(&self, name: &str, mode: u32) -> Result<(Self, bool)> {
+        if let Some(dir) = self.find_dir(name)? {
+            return Ok((dir, false));
+        }
+        match self.make_dir(name, mode) {
+            Ok(dir) => Ok((dir, true)),
+            Err(error) if error.kind() == ErrorKind::Exists => Ok((self.open_dir(name)?, false)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a file that must not exist yet.
+    pub(crate) fn create_file(&self, name: &str, mode: u32) -> Result<File> {
+        self.open(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, mode)
+            .map(File::of_fd)
+            .map_err(|errno| hostile("create file", errno))
+    }
+
+    /// Opens a file for reading.
+    pub(crate) fn open_file(&self, name: &str) -> Result<File> {
+        // O_NONBLOCK: a FIFO under that name must not hang us. It changes nothing for regular
+        // files.
+        self.open(name, OFlags::RDONLY | OFlags::NONBLOCK, 0)
+            .map(File::of_fd)
+            .map_err(|errno| hostile("open file", errno))
+    }
+
+    /// Opens a file for reading and writing.
+    pub(crate) fn open_file_rw(&self, name: &str) -> Result<File> {
+        self.open(name, OFlags::RDWR | OFlags::NONBLOCK, 0)
+            .map(File::of_fd)
+            .map_err(|errno| hostile("open file", errno))
+    }
+
+    /// As [`Dir::open_file_rw`], but `None` where there is nothing of that name.
+    pub(crate) fn find_file_rw(&self, name: &str) -> Result<Option<File>> {
+        absent_is_none(self.open_file_rw(name))
+    }
+
+    /// As [`Dir::open_file`], but `None` where there is nothing of that name.
+    pub(crate) fn find_file(&self, name: &str) -> Result<Option<File>> {
+        absent_is_none(self.open_file(name))
+    }
+
+    /// Facts of what that name refers to, not following a symbolic link; `None` where there is
+    /// nothing.
+    pub(crate) fn facts_of(&self, name: &str) -> Result<Option<Facts>> {
+        let stat = retry_on_intr(|| rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW));
+        match stat {
+            Ok(stat) => Ok(Some(Facts::of(&stat))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(Error::io("look up name", errno)),
+        }
+    }
+
+    /// Facts of this folder.
+    pub(crate) fn facts(&self) -> Result<Facts> {
+        facts_of_fd(&self.0)
+    }
+
+    /// The names in this folder for which `wanted` is true. Names that are not UTF-8 are none of
+    /// ours and are left out.
+    pub(crate) fn names(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+        // A handle of its own: a folder's read position belongs to the open file description.
+        let again = self.reopen()?;
+        let mut buffer = [MaybeUninit::uninit(); 8192];
+        let mut entries = RawDir::new(&again.0, &mut buffer);
+        let mut names = Vec::new();
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(|errno| Error::io("list folder", errno))?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if let Some(name) = name.to_str()
+                && !matches!(name, "." | "..")
+                && wanted(name)
+            {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Renames `from` here to `to` in `to_dir`; a name that is taken is [`ErrorKind::Exists`] and
+    /// is never replaced.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] on file systems without `RENAME_NOREPLACE`.
+    pub(crate) fn rename_no_replace(&self, from: &str, to_dir: &Dir, to: &str) -> Result<()> {
+        let rename =
+            || rustix::fs::renameat_with(&self.0, from, &to_dir.0, to, RenameFlags::NOREPLACE);
+        retry_on_intr(rename).map_err(|errno| match errno {
+            Errno::INVAL => Error::new(ErrorKind::Unsupported, "rename without replacing")
+                .hint("the file system cannot commit atomically")
+                .because(io(errno)),
+            _ => Error::io("rename without replacing", errno),
+        })
+    }
+
+    /// Renames `from` over `to` in this folder.
+    pub(crate) fn rename_over(&self, from: &str, to: &str) -> Result<()> {
+        retry_on_intr(|| rustix::fs::renameat(&self.0, from, &self.0, to))
+            .map_err(|errno| Error::io("rename file", errno))
+    }
+
+    /// Removes a file; one that is not there is fine.
+    pub(crate) fn remove_file(&self, name: &str) -> Result<()> {
+        self.unlink(name, AtFlags::empty(), "remove file")
+    }
+
+    /// Removes an empty folder; one that is not there is fine.
+    pub(crate) fn remove_dir(&self, name: &str) -> Result<()> {
+        self.unlink(name, AtFlags::REMOVEDIR, "remove folder")
+    }
+
+    fn unlink(&self, name: &str, flags: AtFlags, action: &'static str) -> Result<()> {
+        match retry_on_intr(|| rustix::fs::unlinkat(&self.0, name, flags)) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(Error::io(action, errno)),
+        }
+    }
+
+    pub(crate) fn set_mode(&self, mode: u32) -> Result<()> {
+        retry_on_intr(|| rustix::fs::fchmod(&self.0, Mode::from_raw_mode(mode)))
+            .map_err(|errno| Error::io("set folder mode", errno))
+    }
+
+    /// Makes the entries of this folder durable.
+    pub(crate) fn sync(&self) -> Result<()> {
+        retry_on_intr(|| rustix::fs::fsync(&self.0))
+            .map_err(|errno| Error::io("sync folder", errno))
+    }
+
+    /// Waits for the exclusive claim on this folder; it ends when the value is dropped, or its
+    /// process is gone.
+    pub(crate) fn claim(&self) -> Result<DirClaim> {
+        // A handle of its own: two claims over one open file description would not exclude each
+        // other.
+        let own = self.reopen()?;
+        retry_on_intr(|| rustix::fs::flock(&own.0, FlockOperation::LockExclusive))
+            .map_err(|errno| Error::io("lock folder", errno))?;
+        Ok(DirClaim { held: own })
+    }
+
+    /// Another handle to the same folder.
+    pub(crate) fn reopen(&self) -> Result<Self> {
+        self.open_dir(".")
+    }
+}
+
+/// The exclusive claim on a folder, held until dropped.
+#[derive(Debug)]
+pub(crate) struct DirClaim {
+    held: Dir,
+}
+
+impl Drop for DirClaim {
+    fn drop(&mut self) {
+        // By hand: a child that was forked at this moment would keep the claim for a while.
+        retry_on_intr(|| rustix::fs::flock(&self.held.0, FlockOperation::Unlock)).ok();
+    }
+}
+
+fn absent_is_none<T>(found: Result<T>) -> Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,304 @@
+//! Files and block devices: positioned reads and writes, room, extents, durability, and locks on
+//! bytes.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use rustix::fs::{Advice, FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::{Facts, Kind, facts_of_fd, io};
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::{ByteRange, to_u64, to_usize};
+
+/// A byte of a file that stands for a right; see [`File::try_lock`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LockByte(pub(crate) u64);
+
+/// An open file or block device. Reads and writes name their offset; there is no position.
+#[derive(Debug)]
+pub(crate) struct File(OwnedFd);
+
+impl File {
+    /// Opens a file or device for reading by the path that a person gave; symbolic links are
+    /// followed.
+    pub(crate) fn open_path(path: &Path) -> Result<Self> {
+        let open = |flags: OFlags| {
+            retry_on_intr(|| {
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | flags;
+                rustix::fs::open(path, flags, Mode::empty())
+            })
+        };
+        // O_NOATIME leaves the source's times alone; only its owner may ask for it.
+        open(OFlags::NOATIME)
+            .or_else(|_| open(OFlags::empty()))
+            .map(Self)
+            .map_err(|errno| Error::io("open file", errno))
+    }
+
+    /// Opens a block device for reading and writing, alone: one that is mounted or in use so is
+    /// [`ErrorKind::Busy`].
+    pub(crate) fn open_device(path: &Path) -> Result<Self> {
+        let flags = OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
+        retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))
+            .map(Self)
+            .map_err(|errno| Error::io("open block device", errno))
+    }
+
+    /// Wraps a file that the caller opened.
+    pub(crate) fn of_fd(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// A reader from the start of the file to its end.
+    pub(crate) fn reader(&self) -> Reader<'_> {
+        Reader { file: self, offset: 0 }
+    }
+
+    /// A writer from the start of the file.
+    pub(crate) fn writer(&self) -> Writer<'_> {
+        Writer { file: self, offset: 0 }
+    }
+
+    pub(crate) fn facts(&self) -> Result<Facts> {
+        facts_of_fd(&self.0)
+    }
+
+    /// The length in bytes, of a file or a block device.
+    pub(crate) fn len(&self) -> Result<u64> {
+        let facts = self.facts()?;
+        if facts.kind != Kind::BlockDevice {
+            return Ok(facts.size_bytes);
+        }
+        rustix::fs::seek(&self.0, SeekFrom::End(0))
+            .map_err(|errno| Error::io("measure block device", errno))
+    }
+
+    /// Reads until the buffer is full or the file ends; tells how many bytes it read.
+    pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + to_u64(done);
+            match rustix::io::pread(&self.0, &mut buffer[done..], at) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::io("read file", errno)),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes all bytes at `offset`.
+    pub(crate) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = offset + to_u64(done);
+            match rustix::io::pwrite(&self.0, &bytes[done..], at) {
+                Ok(0) => return Err(Error::new(ErrorKind::Io, "write file: nothing was taken")),
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::io("write file", errno)),
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn set_len(&self, len: u64) -> Result<()> {
+        retry_on_intr(|| rustix::fs::ftruncate(&self.0, len))
+            .map_err(|errno| Error::io("set file length", errno))
+    }
+
+    pub(crate) fn set_mode(&self, mode: u32) -> Result<()> {
+        retry_on_intr(|| rustix::fs::fchmod(&self.0, Mode::from_raw_mode(mode)))
+            .map_err(|errno| Error::io("set file mode", errno))
+    }
+
+    /// Makes the bytes durable, and what is needed to read them back.
+    pub(crate) fn sync_data(&self) -> Result<()> {
+        retry_on_intr(|| rustix::fs::fdatasync(&self.0))
+            .map_err(|errno| Error::io("sync file data", errno))
+    }
+
+    /// Makes the bytes and all metadata durable.
+    pub(crate) fn sync_all(&self) -> Result<()> {
+        retry_on_intr(|| rustix::fs::fsync(&self.0)).map_err(|errno| Error::io("sync file", errno))
+    }
+
+    /// Reserves room for the range without changing what reads give. File systems that cannot are
+    /// left as they are.
+    pub(crate) fn reserve(&self, range: ByteRange) -> Result<()> {
+        self.fallocate(FallocateFlags::KEEP_SIZE, range, "reserve space")
+            .or_else(|error| ignore_unsupported(error).map(drop))
+    }
+
+    /// Makes the range read as zeros and gives its room back; tells whether the file system could.
+    pub(crate) fn punch(&self, range: ByteRange) -> Result<bool> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        self.fallocate(flags, range, "punch hole").map(|()| true).or_else(ignore_unsupported)
+    }
+
+    /// Makes the range read as zeros and keeps its room; tells whether the file system or device
+    /// could.
+    pub(crate) fn zero(&self, range: ByteRange) -> Result<bool> {
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        self.fallocate(flags, range, "zero range").map(|()| true).or_else(ignore_unsupported)
+    }
+
+    /// Makes the range read as zeros by whatever means there is; in the end by writing them.
+    pub(crate) fn write_zeroes(&self, range: ByteRange) -> Result<()> {
+        if self.zero(range)? {
+            return Ok(());
+        }
+        let mut offset = range.offset;
+        while offset < range.end() {
+            let len = to_usize(range.end() - offset).min(ZEROS.len());
+            self.write_at(offset, &ZEROS[..len])?;
+            offset += to_u64(len);
+        }
+        Ok(())
+    }
+
+    fn fallocate(
+        &self,
+        flags: FallocateFlags,
+        range: ByteRange,
+        action: &'static str,
+    ) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        retry_on_intr(|| rustix::fs::fallocate(&self.0, flags, range.offset, range.len)).map_err(
+            |errno| match errno {
+                // A device refuses ranges that are not whole sectors with EINVAL.
+                Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL => {
+                    Error::new(ErrorKind::Unsupported, action).because(io(errno))
+                }
+                _ => Error::io(action, errno),
+            },
+        )
+    }
+
+    /// Whether the file system's word on holes can be trusted: ext4, XFS, Btrfs and tmpfs.
+    pub(crate) fn holes_are_trusted(&self) -> Result<bool> {
+        const EXT4: u64 = 0xEF53;
+        const XFS: u64 = 0x5846_5342;
+        const BTRFS: u64 = 0x9123_683E;
+        const TMPFS: u64 = 0x0102_1994;
+        let stat = retry_on_intr(|| rustix::fs::fstatfs(&self.0))
+            .map_err(|errno| Error::io("look up file system", errno))?;
+        let magic = u64::try_from(stat.f_type).unwrap_or(0);
+        Ok(self.facts()?.kind == Kind::File && [EXT4, XFS, BTRFS, TMPFS].contains(&magic))
+    }
+
+    /// Where the data run at or after `offset` begins; `None` when only holes follow.
+    pub(crate) fn next_data(&self, offset: u64) -> Result<Option<u64>> {
+        self.seek(SeekFrom::Data(offset))
+    }
+
+    /// Where the hole at or after `offset` begins; the end of the file is one.
+    pub(crate) fn next_hole(&self, offset: u64) -> Result<Option<u64>> {
+        self.seek(SeekFrom::Hole(offset))
+    }
+
+    fn seek(&self, to: SeekFrom) -> Result<Option<u64>> {
+        match retry_on_intr(|| rustix::fs::seek(&self.0, to)) {
+            Ok(offset) => Ok(Some(offset)),
+            Err(Errno::NXIO) => Ok(None),
+            Err(errno) => Err(Error::io("look up extents", errno)),
+        }
+    }
+
+    /// Drops clean pages of the range from the page cache, so that the next read comes from the
+    /// device.
+    pub(crate) fn evict(&self, range: ByteRange) -> Result<()> {
+        let len = std::num::NonZeroU64::new(range.len);
+        retry_on_intr(|| rustix::fs::fadvise(&self.0, range.offset, len, Advice::DontNeed))
+            .map_err(|errno| Error::io("evict cached pages", errno))
+    }
+
+    /// Tries to take the right that this byte stands for. Rights belong to the open file
+    /// description: they end when the last handle to it is closed, so also when the process dies,
+    /// and two handles of one process exclude each other.
+    pub(crate) fn try_lock(&self, byte: LockByte) -> Result<bool> {
+        match fcntl(&self.0, FcntlArg::F_OFD_SETLK(&lock_record(libc::F_WRLCK, byte)?)) {
+            Ok(_) => Ok(true),
+            Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
+            Err(errno) => Err(Error::io("lock file", errno)),
+        }
+    }
+
+    /// Gives the right back.
+    pub(crate) fn unlock(&self, byte: LockByte) -> Result<()> {
+        fcntl(&self.0, FcntlArg::F_OFD_SETLK(&lock_record(libc::F_UNLCK, byte)?))
+            .map(drop)
+            .map_err(|errno| Error::io("unlock file", errno))
+    }
+
+    /// Whether somebody else holds the right now.
+    pub(crate) fn is_locked(&self, byte: LockByte) -> Result<bool> {
+        let mut record = lock_record(libc::F_WRLCK, byte)?;
+        fcntl(&self.0, FcntlArg::F_OFD_GETLK(&mut record))
+            .map_err(|errno| Error::io("look up lock", errno))?;
+        Ok(i32::from(record.l_type) != libc::F_UNLCK)
+    }
+}
+
+/// Reads a file from its start, for those who take a stream.
+#[derive(Debug)]
+pub(crate) struct Reader<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl std::io::Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.file.read_at(self.offset, buffer).map_err(std::io::Error::other)?;
+        self.offset += to_u64(count);
+        Ok(count)
+    }
+}
+
+/// Writes a file from its start, for those who give a stream.
+#[derive(Debug)]
+pub(crate) struct Writer<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl std::io::Write for Writer<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file.write_at(self.offset, bytes).map_err(std::io::Error::other)?;
+        self.offset += to_u64(bytes.len());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn lock_record(kind: libc::c_int, byte: LockByte) -> Result<libc::flock> {
+    let narrow = |value: libc::c_int| {
+        i16::try_from(value).map_err(|error| Error::new(ErrorKind::Io, "lock file").because(error))
+    };
+    let start = i64::try_from(byte.0)
+        .map_err(|error| Error::new(ErrorKind::Io, "lock file").because(error))?;
+    Ok(libc::flock {
+        l_type: narrow(kind)?,
+        l_whence: narrow(libc::SEEK_SET)?,
+        l_start: start,
+        l_len: 1,
+        // Open-file-description locks ask for zero here.
+        l_pid: 0,
+    })
+}
+
+fn ignore_unsupported(error: Error) -> Result<bool> {
+    if error.kind() == ErrorKind::Unsupported { Ok(false) } else { Err(error) }
+}
+
+/// What is written where a device cannot zero a range by itself.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];

@@ -1,0 +1,178 @@
+//! Every system call on files and folders, in one place, so that a test disk can stand in for the
+//! host's.
+
+mod dir;
+mod file;
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::FileType;
+use rustix::io::{Errno, retry_on_intr};
+
+use crate::error::{Error, ErrorKind, Result};
+
+pub(crate) use dir::Dir;
+pub(crate) use file::{File, LockByte};
+
+/// What identifies a file and tells that it changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    pub(crate) size_bytes: u64,
+    pub(crate) mode: u32,
+    pub(crate) mtime_ns: i128,
+    pub(crate) ctime_ns: i128,
+    pub(crate) kind: Kind,
+}
+
+/// What sort of thing a name refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    File,
+    Dir,
+    BlockDevice,
+    Other,
+}
+
+impl Facts {
+    /// Whether both are of the same file: a name that still leads where a handle does.
+    pub(crate) fn same_file(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+
+    fn of(stat: &rustix::fs::Stat) -> Self {
+        let ns = |sec: i64, nsec: u64| i128::from(sec) * 1_000_000_000 + i128::from(nsec);
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
+            mode: stat.st_mode,
+            mtime_ns: ns(stat.st_mtime, stat.st_mtime_nsec),
+            ctime_ns: ns(stat.st_ctime, stat.st_ctime_nsec),
+            kind: match FileType::from_raw_mode(stat.st_mode) {
+                FileType::RegularFile => Kind::File,
+                FileType::Directory => Kind::Dir,
+                FileType::BlockDevice => Kind::BlockDevice,
+                _ => Kind::Other,
+            },
+        }
+    }
+}
+
+/// What a new plain file's permission bits are when nobody says otherwise: 0666 less the process's
+/// umask.
+pub(crate) fn default_file_mode() -> u32 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    let umask = umask.and_then(|text| u32::from_str_radix(text.trim(), 8).ok());
+    0o666 & !umask.unwrap_or(0o077)
+}
+
+/// Whether that path leads to a block device. A path that leads nowhere does not.
+pub(crate) fn is_block_device(path: &Path) -> bool {
+    rustix::fs::stat(path).is_ok_and(|stat| Facts::of(&stat).kind == Kind::BlockDevice)
+}
+
+/// Facts of what that path leads to, symbolic links followed; `None` where there is nothing.
+pub(crate) fn facts_of_path(path: &Path) -> Result<Option<Facts>> {
+    match retry_on_intr(|| rustix::fs::stat(path)) {
+        Ok(stat) => Ok(Some(Facts::of(&stat))),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(Error::io("look up path", errno)),
+    }
+}
+
+fn facts_of_fd(fd: &OwnedFd) -> Result<Facts> {
+    retry_on_intr(|| rustix::fs::fstat(fd))
+        .map(|stat| Facts::of(&stat))
+        .map_err(|errno| Error::io("look up file facts", errno))
+}
+
+/// A symbolic link, a mount point or an escape where a plain name was expected is an attack or a
+/// mistake: say which.
+fn hostile(action: &'static str, errno: Errno) -> Error {
+    match errno {
+        Errno::LOOP => Error::new(ErrorKind::Denied, action)
+            .hint("a symbolic link is in the way; regions are opened without following any")
+            .because(io(errno)),
+        Errno::XDEV => Error::new(ErrorKind::Denied, action)
+            .hint("a region may not lead out of its root or to another file system")
+            .because(io(errno)),
+        Errno::NOTDIR => Error::new(ErrorKind::Invalid, action)
+            .hint("a file is where a folder should be")
+            .because(io(errno)),
+        Errno::ISDIR => Error::new(ErrorKind::Invalid, action)
+            .hint("a folder is where a file should be")
+            .because(io(errno)),
+        _ => Error::io(action, errno),
+    }
+}
+
+fn io(errno: Errno) -> std::io::Error {
+    errno.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::ByteRange;
+
+    fn folder() -> (tempfile::TempDir, Dir) {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_path(temp.path()).unwrap();
+        (temp, dir)
+    }
+
+    #[test]
+    fn names_that_lead_out_or_through_links_are_refused() {
+        let (temp, dir) = folder();
+        std::os::unix::fs::symlink("/etc", temp.path().join("link")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", temp.path().join("file")).unwrap();
+        assert_eq!(dir.open_dir("link").unwrap_err().kind(), ErrorKind::Denied);
+        assert_eq!(dir.open_file("file").unwrap_err().kind(), ErrorKind::Denied);
+        assert_eq!(dir.open_dir("..").unwrap_err().kind(), ErrorKind::Denied);
+        assert_eq!(dir.open_file("link/passwd").unwrap_err().kind(), ErrorKind::Denied);
+        assert_eq!(dir.open_file("/etc/passwd").unwrap_err().kind(), ErrorKind::Denied);
+    }
+
+    #[test]
+    fn rename_never_replaces() {
+        let (_temp, dir) = folder();
+        dir.create_file("a", 0o600).unwrap().write_at(0, b"a").unwrap();
+        dir.create_file("b", 0o600).unwrap();
+        assert_eq!(dir.rename_no_replace("a", &dir, "b").unwrap_err().kind(), ErrorKind::Exists);
+        dir.rename_no_replace("a", &dir, "c").unwrap();
+        assert_eq!(dir.names(|_| true).unwrap(), ["b", "c"]);
+    }
+
+    #[test]
+    fn locks_of_two_handles_of_one_process_exclude_each_other() {
+        let (_temp, dir) = folder();
+        let one = dir.create_file("f", 0o600).unwrap();
+        let two = dir.open_file_rw("f").unwrap();
+        assert!(one.try_lock(LockByte(0)).unwrap());
+        assert!(!two.try_lock(LockByte(0)).unwrap());
+        assert!(two.try_lock(LockByte(1)).unwrap());
+        assert!(two.is_locked(LockByte(0)).unwrap());
+        drop(one);
+        assert!(two.try_lock(LockByte(0)).unwrap());
+    }
+
+    #[test]
+    fn holes_are_found_and_made() {
+        let (_temp, dir) = folder();
+        let file = dir.create_file("f", 0o600).unwrap();
+        file.set_len(1 << 20).unwrap();
+        assert_eq!(file.next_data(0).unwrap(), None);
+        file.write_at(512 << 10, &[1; 4096]).unwrap();
+        assert_eq!(file.next_data(0).unwrap(), Some(512 << 10));
+        assert_eq!(file.next_hole(512 << 10).unwrap(), Some((512 << 10) + 4096));
+        file.write_zeroes(ByteRange::new(512 << 10, 4096)).unwrap();
+        let mut byte = [9];
+        assert_eq!(file.read_at(512 << 10, &mut byte).unwrap(), 1);
+        assert_eq!(byte, [0]);
+    }
+}

@@ -1,0 +1,12 @@
+//! Does the crate keep its promises? Through its public API only.
+#![cfg(feature = "testing")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test says what it expects by failing where it is not so"
+)]
+
+mod cli;
+mod conformance;
+mod journal;
+mod places;
