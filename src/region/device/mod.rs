@@ -13,11 +13,11 @@ use crate::journal::{Found, Header, JOURNAL, Journal, Open, Published, Settlemen
 use crate::region::local::LocalSource;
 use crate::region::stage::{put_wish, staged_job, until_decided};
 use crate::region::{
-    BoxFuture, Capabilities, ImageInfo, LocalFile, Located, Recovered, Region, Restored, Settled,
-    Source, StagedJob, Target, Vote, Wish, blocking,
+    BoxFuture, Capabilities, ImageInfo, Located, Recovered, Region, Restored, Settled, Source,
+    StagedJob, Target, Vote, Wish, blocking,
 };
 
-use owned::{DeviceStage, DeviceTarget};
+use owned::DeviceStage;
 
 /// The folder of the state folder that holds a folder per job, each with its journal.
 const IN_PLACE: &str = "in-place";
@@ -188,13 +188,17 @@ impl Shared {
             }
         };
         drop(decision);
-        let clean = watched.try_own()?;
-        if clean {
-            let spec = &journal.header().spec;
-            let device = self.open_device(spec)?;
-            clean_up(&stage, &journal, &device)?;
-        }
+        let clean = watched.try_own()? && self.try_clean_up(&stage, &journal)?;
         Ok(Some(Vote::Cancelled { first, clean }))
+    }
+
+    /// Rolls back unless somebody still has the device open; tells whether it did.
+    fn try_clean_up(&self, stage: &Stage, journal: &Journal) -> Result<bool> {
+        match self.open_device(&journal.header().spec) {
+            Ok(device) => clean_up(stage, journal, &device).map(|()| true),
+            Err(error) if error.kind() == ErrorKind::Busy => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn recover(&self, only: Option<JobId>) -> Result<Vec<Recovered>> {
@@ -289,11 +293,17 @@ impl Region for DeviceRegion {
 
     fn stage<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
         let spec = spec.clone();
+        self.with(move |shared| shared.stage(&spec)?.into_target())
+    }
+
+    fn reopen<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
+        let spec = spec.clone();
         self.with(move |shared| {
-            let stage = Arc::new(shared.stage(&spec)?);
-            let file = LocalFile::of(stage.device.clone())?;
-            let target: Arc<dyn Target> = Arc::new(DeviceTarget::new(stage, file));
-            Ok(target)
+            let stage = shared.find(spec.job)?.ok_or_else(|| {
+                Error::new(ErrorKind::NotFound, format!("take over job {}", spec.job))
+                    .hint("nothing of it is staged any more")
+            })?;
+            shared.take_over(stage, &spec)?.into_target()
         })
     }
 

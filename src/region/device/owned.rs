@@ -21,12 +21,18 @@ use super::{Shared, Stage, clean_up, found, remove};
 pub(super) struct DeviceStage {
     shared: Arc<Shared>,
     stage: Stage,
+    /// Before the journal: whoever owns that next must find the device closed.
+    device: Arc<File>,
     journal: Journal,
-    pub(super) device: Arc<File>,
     restored: Mutex<Option<Restored>>,
 }
 
 impl DeviceStage {
+    pub(super) fn into_target(self) -> Result<Arc<dyn Target>> {
+        let file = LocalFile::of(self.device.clone())?;
+        Ok(Arc::new(DeviceTarget { file, stage: Arc::new(self) }))
+    }
+
     pub(super) fn new(
         shared: &Arc<Shared>,
         stage: Stage,
@@ -95,16 +101,13 @@ impl DeviceStage {
 }
 
 #[derive(Debug)]
-pub(super) struct DeviceTarget {
-    stage: Arc<DeviceStage>,
+struct DeviceTarget {
+    /// Before the stage: see there.
     file: LocalFile,
+    stage: Arc<DeviceStage>,
 }
 
 impl DeviceTarget {
-    pub(super) fn new(stage: Arc<DeviceStage>, file: LocalFile) -> Self {
-        Self { stage, file }
-    }
-
     fn with<T: Send + 'static>(
         &self,
         work: impl FnOnce(&DeviceStage) -> Result<T> + Send + 'static,

@@ -78,7 +78,7 @@ impl StageStore {
         // Order: the claim is held while we look for rivals and until our own name is durable.
         let _claim = parent.claim()?;
         match self.settle(spec.job, Claim::Held)?.settled {
-            Settled::Kept => return self.take_over(spec),
+            Settled::Kept => return self.reopen(spec),
             Settled::Running => return Err(owned_elsewhere(spec.job)),
             Settled::Failed(error) => return Err(error),
             Settled::Committed | Settled::RolledBack | Settled::Forgotten => {}
@@ -91,8 +91,9 @@ impl StageStore {
         self.create(&parent, spec, name)
     }
 
-    fn take_over(self: &Arc<Self>, spec: &JobSpec) -> Result<OwnedStage> {
-        let stage = self.find(spec.job)?.ok_or_else(|| owned_elsewhere(spec.job))?;
+    /// Takes over what the job has staged; [`ErrorKind::NotFound`] when there is nothing of it.
+    pub(crate) fn reopen(self: &Arc<Self>, spec: &JobSpec) -> Result<OwnedStage> {
+        let stage = self.find(spec.job)?.ok_or_else(|| nothing_staged(spec.job))?;
         let (journal, restored) = self.open_restoring(&stage, spec)?;
         OwnedStage::take_over(self, stage, journal, restored)
     }
@@ -138,7 +139,7 @@ impl StageStore {
 
     /// The journal of a stage and what it made durable.
     fn open_restoring(&self, stage: &Stage, spec: &JobSpec) -> Result<(Journal, Restored)> {
-        let gone = || owned_elsewhere(stage.job);
+        let gone = || nothing_staged(stage.job);
         let watched = Journal::watch(&stage.dir, stage.job)?.ok_or_else(gone)?;
         if !watched.header().spec.same_request(spec) {
             return Err(Error::new(ErrorKind::Invalid, format!("take over job {}", stage.job))
@@ -466,6 +467,11 @@ impl StageStore {
 
 fn owned_elsewhere(job: JobId) -> Error {
     Error::new(ErrorKind::Busy, format!("take over job {job}")).hint("another process runs it")
+}
+
+fn nothing_staged(job: JobId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("take over job {job}"))
+        .hint("nothing of it is staged any more")
 }
 
 /// The manifest in an image's folder; `None` where there is none.
