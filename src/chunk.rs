@@ -1,4 +1,5 @@
-//! `Sealed` → `Written` → `Durable`: the value that walks the corridor, so that no step can be skipped. Pure.
+//! `Sealed` → `Written` → `Durable`: the value that walks the corridor, so that no step can be
+//! skipped. Pure.
 
 use std::fmt;
 
@@ -6,7 +7,8 @@ use bytes::Bytes;
 
 use crate::geometry::{ByteRange, ChunkIndex, ChunkRun, to_u64};
 
-/// 32 bytes of BLAKE3: of a chunk (its subtree chaining value), of an image's content, or the root of its chunk table.
+/// 32 bytes of BLAKE3: of a chunk (its subtree chaining value), of an image's content, or the root
+/// of its chunk table.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest([u8; 32]);
 
@@ -121,7 +123,8 @@ impl Written {
     }
 }
 
-/// Chunks taken for a sync that has not begun yet. Only a sync that begins after this value exists proves them.
+/// Chunks taken for a sync that has not begun yet. Only a sync that begins after this value exists
+/// proves them.
 #[derive(Debug, Default)]
 #[must_use]
 pub(crate) struct AwaitingSync(Vec<Written>);
@@ -149,7 +152,8 @@ pub struct Durable {
 }
 
 impl Durable {
-    /// What a region reads back from a durable record that an earlier [`checkpoint`](crate::region::Target::checkpoint) made.
+    /// What a region reads back from a durable record that an earlier
+    /// [`checkpoint`](crate::region::Target::checkpoint) made.
     pub fn recorded(run: ChunkRun, content: Content) -> Self {
         Self { run, content }
     }

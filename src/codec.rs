@@ -1,4 +1,5 @@
-//! Little-endian fields in and out of byte slices, bounds checked before anything is allocated. Pure.
+//! Little-endian fields in and out of byte slices, bounds checked before anything is allocated.
+//! Pure.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::to_u64;
@@ -60,7 +61,8 @@ impl Encoder {
     }
 }
 
-/// Takes fields from a slice; every shortage is [`ErrorKind::Corrupt`] and names what was being read.
+/// Takes fields from a slice; every shortage is [`ErrorKind::Corrupt`] and names what was being
+/// read.
 #[derive(Debug)]
 pub(crate) struct Decoder<'a> {
     rest: &'a [u8],

@@ -9,8 +9,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, in one machine word.
 ///
-/// An error names its [kind](ErrorKind) (what the caller can do about it), the action that failed, where it failed, and
-/// the cause, which is reached through [`std::error::Error::source`] and is not repeated in the message.
+/// An error names its [kind](ErrorKind) (what the caller can do about it), the action that failed,
+/// where it failed, and the cause, which is reached through [`std::error::Error::source`] and is
+/// not repeated in the message.
 pub struct Error(Box<Inner>);
 
 struct Inner {

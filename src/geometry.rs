@@ -168,10 +168,12 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// An image of `image_bytes` bytes cut into chunks of exactly `chunk_size` (the last may be shorter).
+    /// An image of `image_bytes` bytes cut into chunks of exactly `chunk_size` (the last may be
+    /// shorter).
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] when the image is larger than 64 TiB, or would have more than 2^20 chunks.
+    /// [`ErrorKind::Invalid`] when the image is larger than 64 TiB, or would have more than 2^20
+    /// chunks.
     pub fn new(image_bytes: u64, chunk_size: ChunkSize) -> Result<Self> {
         Self::check_size(image_bytes)?;
         if image_bytes.div_ceil(chunk_size.bytes()) > u64::from(CHUNK_COUNT_MAX) {

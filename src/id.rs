@@ -27,7 +27,10 @@ impl FromStr for ImageId {
         let starts = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
         if !starts || text.len() > Self::LEN_MAX || !text.as_bytes().iter().all(plain) {
             return Err(Error::new(ErrorKind::Invalid, format!("use {} as image id", shown(text)))
-                .hint("an image id has 1 to 128 letters, digits, '.', '_' and '-', the first a letter or digit"));
+                .hint(
+                    "an image id has 1 to 128 letters, digits, '.', '_' and '-', \
+                 the first a letter or digit",
+                ));
         }
         Ok(Self(text.to_owned()))
     }
@@ -80,9 +83,11 @@ impl fmt::Display for JobId {
     }
 }
 
-/// The name under which an engine knows a region: 1 to 4,096 bytes of text without control characters.
+/// The name under which an engine knows a region: 1 to 4,096 bytes of text without control
+/// characters.
 ///
-/// A daemon chooses short ones (`cn-beijing`); the command line uses the region's location (`dir:///srv/region-a`).
+/// A daemon chooses short ones (`cn-beijing`); the command line uses the region's location
+/// (`dir:///srv/region-a`).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RegionName(String);
 

@@ -37,8 +37,8 @@ pub enum RegionLocation {
 impl Location {
     /// Reads `disk.raw`, `/abs/disk.raw`, `file:///abs/disk.raw` or `dir:///srv/region-a/IMAGE`.
     ///
-    /// A plain path is what the shell means by it, relative to `cwd`. In URL forms no component may be `.`, `..` or empty
-    /// and nothing is percent-decoded.
+    /// A plain path is what the shell means by it, relative to `cwd`. In URL forms no component may
+    /// be `.`, `..` or empty and nothing is percent-decoded.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] for an unknown scheme, a malformed path or image id.

@@ -15,7 +15,8 @@ pub const ATTRIBUTE_COUNT_MAX: usize = 64;
 pub const ATTRIBUTE_KEY_LEN_MAX: usize = 128;
 /// The most bytes of an attribute's value.
 pub const ATTRIBUTE_VALUE_LEN_MAX: usize = 1024;
-/// The most bytes of all keys and values together: they travel in every journal header and manifest.
+/// The most bytes of all keys and values together: they travel in every journal header and
+/// manifest.
 pub const ATTRIBUTE_BYTES_MAX: usize = 8192;
 /// The most bytes of an idempotency token.
 pub const TOKEN_LEN_MAX: usize = 256;
@@ -49,7 +50,8 @@ impl Limits {
     }
 }
 
-/// How much of the staged image is read back, past the page cache, and compared before it is committed.
+/// How much of the staged image is read back, past the page cache, and compared before it is
+/// committed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verify {
@@ -66,7 +68,8 @@ pub enum Verify {
 }
 
 impl Verify {
-    /// Reads `none`, `full` or `sample:5%` (a percentage above 0 and up to 100, with up to four decimals).
+    /// Reads `none`, `full` or `sample:5%` (a percentage above 0 and up to 100, with up to four
+    /// decimals).
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] for anything else.
@@ -118,7 +121,8 @@ impl std::fmt::Display for Verify {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CopyOptions {
-    /// The chunk size; `None`: that of the source's manifest, else 4 MiB, grown so that the image has at most 2^20 chunks.
+    /// The chunk size; `None`: that of the source's manifest, else 4 MiB, grown so that the image
+    /// has at most 2^20 chunks.
     pub chunk_size: Option<ChunkSize>,
     /// Ceilings for this job.
     pub limits: Limits,
@@ -237,8 +241,8 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// The defaults, with the index in `state_dir`: a thread per core, 16 jobs at once, 32 MiB of image data in memory,
-    /// a checkpoint every 256 MiB or second, no ceiling.
+    /// The defaults, with the index in `state_dir`: a thread per core, 16 jobs at once, 32 MiB of
+    /// image data in memory, a checkpoint every 256 MiB or second, no ceiling.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
         Self {
             state_dir: state_dir.into(),
@@ -288,7 +292,8 @@ impl EngineOptions {
     }
 }
 
-/// Reads a number of bytes: `65536`, `64KiB`, `4MiB`, `1.5GiB`, `2TiB`, or decimal `500MB`. `K`, `M`, `G`, `T` alone are binary.
+/// Reads a number of bytes: `65536`, `64KiB`, `4MiB`, `1.5GiB`, `2TiB`, or decimal `500MB`. `K`,
+/// `M`, `G`, `T` alone are binary.
 ///
 /// # Errors
 /// [`ErrorKind::Invalid`] for anything else, and for more than 2^64 - 1 bytes.
@@ -322,7 +327,8 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
     u64::try_from(bytes).map_err(|_| refuse())
 }
 
-/// Reads a rate: a number of bytes as [`parse_bytes`] takes it, with or without `/s`; `0`, `none` and `unlimited` are no ceiling (0).
+/// Reads a rate: a number of bytes as [`parse_bytes`] takes it, with or without `/s`; `0`, `none`
+/// and `unlimited` are no ceiling (0).
 ///
 /// # Errors
 /// [`ErrorKind::Invalid`] for anything else.

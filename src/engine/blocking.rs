@@ -11,7 +11,8 @@ use crate::id::{JobId, RegionName};
 use crate::options::EngineOptions;
 use crate::region::Region;
 
-/// An [`Engine`](crate::engine::Engine) with a runtime of its own; every call blocks the caller's thread.
+/// An [`Engine`](crate::engine::Engine) with a runtime of its own; every call blocks the caller's
+/// thread.
 ///
 /// It must not be used from within an async runtime.
 #[derive(Debug)]

@@ -84,7 +84,7 @@ impl CancelReply {
 impl Inner {
     pub(super) async fn cancel(self: &Arc<Self>, job: JobId) -> Result<CancelReply> {
         let live = self.live().get(&job).map(|entry| entry.spec.clone());
-        let record = self.index.read(job).await.unwrap_or(None);
+        let record = self.index.read_usable(job).await?;
         let known = live.or_else(|| record.as_ref().map(|record| record.spec.clone()));
         let (region, spec) = match known {
             Some(spec) => match self.region(&spec.target.region) {
@@ -210,7 +210,9 @@ impl Inner {
     }
 
     async fn note_commit(&self, region: &dyn Region, spec: &JobSpec) {
-        let known = self.index.read(spec.job).await.unwrap_or(None);
+        // The region is the truth; an index that cannot be read or written now is rebuilt by
+        // `recover`.
+        let Ok(known) = self.index.read_usable(spec.job).await else { return };
         if known.is_some_and(|record| record.state == JobState::Committed) {
             return;
         }

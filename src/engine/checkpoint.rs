@@ -34,6 +34,7 @@ pub(crate) async fn keep(
         // Order: data first, then the record that it is durable.
         run.target.sync().await?;
         let durable = awaiting.synced();
+        run.ledger.synced();
         run.target.checkpoint(&durable).await?;
         run.counters.stalled(Stall::Sync, began.elapsed());
         for chunk in &durable {

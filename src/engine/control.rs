@@ -1,4 +1,5 @@
-//! Jobs in whatever process they run: what is known of them, and what they are asked by way of their region.
+//! Jobs in whatever process they run: what is known of them, and what they are asked by way of
+//! their region.
 
 use std::time::Duration;
 
@@ -59,7 +60,7 @@ impl Inner {
         found: &Recovered,
     ) -> Result<()> {
         let Some(spec) = &found.spec else { return Ok(()) };
-        let known = self.index.read(found.job).await.unwrap_or(None);
+        let known = self.index.read_usable(found.job).await?;
         let state = match &found.settled {
             Settled::Committed => JobState::Committed,
             Settled::RolledBack => JobState::RolledBack,

@@ -48,13 +48,16 @@ async fn live(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: Ends) {
     entry.refresh();
     let outcome = match (ended, entry.asked()) {
         (Ok(End::Committed(receipt)), _) => commit(engine, entry, &ends, *receipt).await,
-        (Ok(End::Cancelled), _) | (_, Some(Stop::Cancel)) => {
-            roll_back(engine, entry, &ends, None).await
+        (Ok(End::Cancelled), _) | (Ok(End::Stopped), Some(Stop::Cancel)) => {
+            roll_back(engine, entry, &ends, Why::Cancelled(None)).await
         }
         (Ok(End::Stopped), _) => suspend(engine, entry, &ends).await,
+        (Err(error), Some(Stop::Cancel)) => {
+            roll_back(engine, entry, &ends, Why::Cancelled(Some(error))).await
+        }
         (Err(error), _) if error.kind() == ErrorKind::SourceChanged => {
             // What is staged mixes two versions of the source: it is of no use to anybody.
-            roll_back(engine, entry, &ends, Some(error)).await
+            roll_back(engine, entry, &ends, Why::Failed(error)).await
         }
         (Err(error), _) => fail(engine, entry, &ends, error).await,
     };
@@ -116,7 +119,8 @@ async fn attend(entry: &Entry, ends: &Ends) {
 
 /// Looks once for what others ask of the job. `limits` are those that were heard before.
 async fn heed(entry: &Entry, ends: &Ends, limits: &mut Option<Limits>) {
-    // A look that fails is no loss: the next one comes soon, and the commit itself looks under lock.
+    // A look that fails is no loss: the next one comes soon, and the commit itself looks under
+    // lock.
     let Ok(wishes) = ends.target.wishes().await else { return };
     if wishes.cancelled {
         entry.ask(Stop::Cancel);
@@ -175,65 +179,87 @@ async fn fail(engine: &Arc<Inner>, entry: &Entry, ends: &Ends, error: Error) -> 
     JobOutcome::Failed { error: Arc::new(error), resumable: true }
 }
 
-/// Undoes the job: because it was cancelled, or because `failure` leaves nothing worth keeping.
-async fn roll_back(
-    engine: &Arc<Inner>,
-    entry: &Arc<Entry>,
-    ends: &Ends,
-    failure: Option<Error>,
-) -> JobOutcome {
-    entry.enter(JobState::Cancelling);
-    let final_state = match failure {
-        Some(_) => JobState::Failed { resumable: false },
-        None => JobState::RolledBack,
-    };
-    let record = |state| {
-        let record = JobRecord::new(entry.spec.clone(), state);
-        failure.iter().fold(record, JobRecord::with_error)
-    };
-    match ends.target.discard().await {
-        Ok(Outcome::Committed) => {
-            // The commit was decided after all, by an earlier attempt: its image is what counts.
-            let found = crate::engine::found_receipt(&*ends.target_region, &entry.spec).await;
-            let receipt = found.unwrap_or_else(|_| crate::engine::empty_receipt(&entry.spec));
-            let mut record = JobRecord::new(entry.spec.clone(), JobState::Committed);
-            record.receipt = Some(receipt.clone());
-            // The region is the truth; an index that cannot be written now is rebuilt by `recover`.
-            engine.index.write(record).await.ok();
-            JobOutcome::Committed(Arc::new(receipt))
+/// Why a job is undone.
+enum Why {
+    /// It was cancelled; it may have failed at the same time.
+    Cancelled(Option<Error>),
+    /// It failed in a way that leaves nothing worth keeping.
+    Failed(Error),
+}
+
+impl Why {
+    /// The state that the job ends in once nothing of it is left.
+    fn final_state(&self) -> JobState {
+        match self {
+            Self::Cancelled(_) => JobState::RolledBack,
+            Self::Failed(_) => JobState::Failed { resumable: false },
         }
-        Ok(Outcome::Cancelled) => {
-            entry.enter(JobState::RolledBack);
-            let recorded = engine.index.write(record(final_state)).await;
-            engine.count(entry, |counts| match failure {
-                Some(_) => counts.failed += 1,
-                None => counts.rolled_back += 1,
-            });
-            match (failure, recorded) {
-                (Some(error), Ok(())) => {
-                    JobOutcome::Failed { error: Arc::new(error), resumable: false }
-                }
-                (Some(error), Err(later)) => {
-                    JobOutcome::Failed { error: Arc::new(error.and(later)), resumable: false }
-                }
-                // The region is the truth: nothing of the job is left, whatever the index says.
-                (None, _) => JobOutcome::RolledBack { clean: true },
-            }
+    }
+
+    fn error(&self) -> Option<&Error> {
+        match self {
+            Self::Cancelled(error) => error.as_ref(),
+            Self::Failed(error) => Some(error),
         }
-        Err(later) => {
-            entry.enter(JobState::RollbackPending);
-            let pending = record(JobState::RollbackPending);
-            let pending = if failure.is_some() { pending } else { pending.with_error(&later) };
-            engine.index.write(pending).await.ok();
-            keep_rolling_back(engine.clone(), entry.spec.clone(), ends.target_region.clone());
-            match failure {
-                Some(error) => {
-                    JobOutcome::Failed { error: Arc::new(error.and(later)), resumable: false }
-                }
-                None => JobOutcome::RolledBack { clean: false },
+    }
+
+    /// What callers are told; `later` went wrong during the clean-up.
+    fn outcome(self, clean: bool, later: Option<Error>) -> JobOutcome {
+        match self {
+            // The region is the truth: nothing of the job is left, whatever else went wrong.
+            Self::Cancelled(_) => JobOutcome::RolledBack { clean },
+            Self::Failed(error) => {
+                let error = later.into_iter().fold(error, Error::and);
+                JobOutcome::Failed { error: Arc::new(error), resumable: false }
             }
         }
     }
+}
+
+/// Undoes the job.
+async fn roll_back(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: &Ends, why: Why) -> JobOutcome {
+    entry.enter(JobState::Cancelling);
+    let record = |state| {
+        let record = JobRecord::new(entry.spec.clone(), state);
+        why.error().into_iter().fold(record, JobRecord::with_error)
+    };
+    match ends.target.discard().await {
+        Ok(Outcome::Cancelled) => {
+            let state = why.final_state();
+            entry.enter(state);
+            let recorded = engine.index.write(record(state)).await;
+            engine.count(entry, |counts| match why {
+                Why::Failed(_) => counts.failed += 1,
+                Why::Cancelled(_) => counts.rolled_back += 1,
+            });
+            why.outcome(true, recorded.err())
+        }
+        Ok(Outcome::Committed) => find_committed(engine, entry, ends).await,
+        Err(later) => {
+            entry.enter(JobState::RollbackPending);
+            let pending = record(JobState::RollbackPending);
+            let pending = if why.error().is_some() { pending } else { pending.with_error(&later) };
+            // The region is the truth; an index that cannot be written now is rebuilt by `recover`.
+            engine.index.write(pending).await.ok();
+            keep_rolling_back(engine.clone(), entry.spec.clone(), ends.target_region.clone());
+            why.outcome(false, Some(later))
+        }
+    }
+}
+
+/// A rollback that finds the commit decided after all: the image is what counts.
+async fn find_committed(engine: &Arc<Inner>, entry: &Entry, ends: &Ends) -> JobOutcome {
+    let found = crate::engine::found_receipt(&*ends.target_region, &entry.spec).await;
+    let mut receipt = found.unwrap_or_else(|_| crate::engine::empty_receipt(&entry.spec));
+    let mut record = JobRecord::new(entry.spec.clone(), JobState::Committed);
+    record.receipt = Some(receipt.clone());
+    let ended = match engine.index.write(record).await {
+        Ok(()) => ends.target.finish().await,
+        Err(error) => Err(error),
+    };
+    receipt.warnings.extend(ended.err().iter().map(Error::report));
+    engine.count(entry, |counts| counts.committed += 1);
+    JobOutcome::Committed(Arc::new(receipt))
 }
 
 /// Tries a pending rollback again and again, in the background, until it is done.

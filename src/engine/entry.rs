@@ -143,7 +143,8 @@ impl Entry {
                 return ended;
             }
             if outcome.changed().await.is_err() {
-                // Unreachable: the sender lives in `self`. Waiting on is the answer that claims nothing.
+                // Unreachable: the sender lives in `self`. Waiting on is the answer that claims
+                // nothing.
                 std::future::pending::<()>().await;
             }
         }
@@ -240,7 +241,8 @@ impl Job {
     /// Changes its ceilings now; they also hold after a resume.
     ///
     /// # Errors
-    /// Those of the target's region, when the change could not be recorded there. It holds all the same.
+    /// Those of the target's region, when the change could not be recorded there. It holds all the
+    /// same.
     ///
     /// # Cancel safety
     /// Restartable.

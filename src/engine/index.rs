@@ -1,4 +1,5 @@
-//! The job index: one small file per job in the state folder, so that an acknowledged start is never forgotten.
+//! The job index: one small file per job in the state folder, so that an acknowledged start is
+//! never forgotten.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -49,7 +50,8 @@ impl JobRecord {
         self
     }
 
-    /// The bytes: magic, version, spec, state, time, error, receipt, and a BLAKE3 checksum of it all.
+    /// The bytes: magic, version, spec, state, time, error, receipt, and a BLAKE3 checksum of it
+    /// all.
     fn encode(&self) -> Vec<u8> {
         let mut out = Encoder::new();
         out.raw(&MAGIC).u16(VERSION);
@@ -75,6 +77,9 @@ impl JobRecord {
         if version > VERSION {
             return Err(Error::new(ErrorKind::Unsupported, format!("read job record {version}"))
                 .hint("it was written by a newer blockferry: upgrade"));
+        }
+        if version < VERSION {
+            return Err(from.corrupt("its version never existed"));
         }
         let (body, sum) =
             bytes.split_at_checked(bytes.len().saturating_sub(32)).unwrap_or_default();
@@ -107,7 +112,8 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// Opens the index in that state folder, makes it where it is missing, and drops what is too old.
+    /// Opens the index in that state folder, makes it where it is missing, and drops what is too
+    /// old.
     pub(crate) async fn open(state_dir: &Path) -> Result<Self> {
         let path = state_dir.join(JOBS);
         let place = path.display().to_string();
@@ -129,6 +135,15 @@ impl Index {
     /// The record of that job; `None` when there is none.
     pub(crate) async fn read(&self, job: JobId) -> Result<Option<JobRecord>> {
         self.with(move |dir| read(dir, job)).await
+    }
+
+    /// As [`Index::read`], but a damaged record counts as none. One of a newer version does not: it
+    /// is not ours to write over.
+    pub(crate) async fn read_usable(&self, job: JobId) -> Result<Option<JobRecord>> {
+        match self.read(job).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(None),
+            read => read,
+        }
     }
 
     /// Every record that can be read. A damaged one is left out: the region is the truth.

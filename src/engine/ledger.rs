@@ -16,6 +16,7 @@ pub(crate) struct Ledger {
     checkpoint_bytes: u64,
     book: Mutex<Book>,
     due: Notify,
+    synced: Notify,
 }
 
 #[derive(Debug)]
@@ -24,9 +25,18 @@ struct Book {
     /// Written, and not yet taken for a sync.
     pending: Vec<Written>,
     pending_bytes: u64,
+    /// Bytes taken for a sync that has not returned yet.
+    syncing_bytes: u64,
     data_bytes: u64,
     held_bytes: u64,
     closed: bool,
+}
+
+impl Book {
+    fn has_room(&self, checkpoint_bytes: u64) -> bool {
+        self.pending_bytes + self.syncing_bytes < checkpoint_bytes
+            && self.pending.len() < 2 * PENDING_COUNT_MAX
+    }
 }
 
 /// How many chunks may wait, whatever their size: a bound on memory, and on the length of a record.
@@ -40,11 +50,18 @@ impl Ledger {
             table: restored.table,
             pending: Vec::new(),
             pending_bytes: 0,
+            syncing_bytes: 0,
             data_bytes: restored.data_bytes,
             held_bytes: geometry.image_bytes() - missing,
             closed: false,
         };
-        Self { geometry, checkpoint_bytes, book: Mutex::new(book), due: Notify::new() }
+        Self {
+            geometry,
+            checkpoint_bytes,
+            book: Mutex::new(book),
+            due: Notify::new(),
+            synced: Notify::new(),
+        }
     }
 
     /// Takes in what a target accepted.
@@ -61,15 +78,41 @@ impl Ledger {
         }
         book.table.put(run, written.content());
         book.pending.push(written);
-        if book.pending_bytes >= self.checkpoint_bytes || book.pending.len() >= PENDING_COUNT_MAX {
+        // Half way: while that is being synced, the other half is written.
+        if book.pending_bytes >= self.checkpoint_bytes / 2
+            || book.pending.len() >= PENDING_COUNT_MAX
+        {
             self.due.notify_one();
         }
     }
 
-    /// What waits for a sync, in the order of the image. Only a sync that begins now or later proves it.
+    /// Waits until so little is not durable that more may be written: what a crash can cost is one
+    /// checkpoint interval and what is in flight, however slow the device is. Lanes wait here only
+    /// for the device, never for the journal.
+    pub(crate) async fn room(&self) {
+        loop {
+            let synced = self.synced.notified();
+            tokio::pin!(synced);
+            // Order: listening before looking, or a sync that ends in between is missed.
+            synced.as_mut().enable();
+            if self.book().has_room(self.checkpoint_bytes) {
+                return;
+            }
+            synced.await;
+        }
+    }
+
+    /// What was taken last is durable.
+    pub(crate) fn synced(&self) {
+        self.book().syncing_bytes = 0;
+        self.synced.notify_waiters();
+    }
+
+    /// What waits for a sync, in the order of the image. Only a sync that begins now or later
+    /// proves it.
     pub(crate) fn take(&self) -> AwaitingSync {
         let mut book = self.book();
-        book.pending_bytes = 0;
+        book.syncing_bytes += std::mem::take(&mut book.pending_bytes);
         let mut taken = std::mem::take(&mut book.pending);
         drop(book);
         taken.sort_unstable_by_key(|written| written.run().first);
@@ -107,7 +150,8 @@ impl Ledger {
         self.book().table.digest(index)
     }
 
-    /// Takes the whole table out; `None` while chunks are missing. The ledger is of no use afterwards.
+    /// Takes the whole table out; `None` while chunks are missing. The ledger is of no use
+    /// afterwards.
     pub(crate) fn take_table(&self) -> Option<ChunkTable> {
         let mut book = self.book();
         if book.table.missing() > 0 {

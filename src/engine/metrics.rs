@@ -36,8 +36,8 @@ pub struct RegionMetrics {
 
 impl Inner {
     pub(super) fn metrics(&self) -> Metrics {
-        // Order: the living first, as in `retire`; both are held, or a job that comes to rest in between
-        // would be counted twice or not at all.
+        // Order: the living first, as in `retire`; both are held, or a job that comes to rest in
+        // between would be counted twice or not at all.
         let living = self.live();
         let live: Vec<_> = living.values().cloned().collect();
         let mut regions: BTreeMap<_, _> = self

@@ -18,6 +18,7 @@ mod run;
 mod start;
 mod verify;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -27,7 +28,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::engine::entry::{Entry, Stop};
+use crate::engine::entry::{Entry as JobEntry, Stop};
 use crate::engine::index::Index;
 use crate::engine::pool::Pool;
 use crate::engine::run::Memory;
@@ -46,8 +47,9 @@ pub use start::CopyRequest;
 
 /// Copies images between the regions that are registered with it.
 ///
-/// The engine owns running jobs: a [`Job`] handle may be dropped. Dropping the engine equals a crash: jobs stop where they
-/// are, and what is staged stays and can be resumed. For an orderly end call [`Engine::shutdown`].
+/// The engine owns running jobs: a [`Job`] handle may be dropped. Dropping the engine equals a
+/// crash: jobs stop where they are, and what is staged stays and can be resumed. For an orderly end
+/// call [`Engine::shutdown`].
 ///
 /// The caller brings the tokio runtime; [`blocking`] has wrappers for those who have none.
 #[derive(Debug)]
@@ -65,7 +67,7 @@ pub(crate) struct Inner {
     /// Jobs that move bytes at once.
     turns: Semaphore,
     regions: Mutex<BTreeMap<RegionName, Registered>>,
-    live: Mutex<HashMap<JobId, Arc<Entry>>>,
+    live: Mutex<HashMap<JobId, Arc<JobEntry>>>,
     /// Serialises starts and resumes, so that one job is never started twice.
     starting: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
@@ -140,7 +142,8 @@ impl Engine {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Makes a region known under that name. Rollbacks that could not finish there are taken up again, in the background.
+    /// Makes a region known under that name. Rollbacks that could not finish there are taken up
+    /// again, in the background.
     ///
     /// # Errors
     /// `Exists` when the name is taken.
@@ -148,16 +151,18 @@ impl Engine {
     /// # Cancel safety
     /// Restartable.
     pub async fn register(&self, name: RegionName, region: Arc<dyn Region>) -> Result<()> {
-        let taken = self.inner.regions().contains_key(&name);
-        if taken {
-            return Err(Error::new(ErrorKind::Exists, "register region").within(name.to_string()));
-        }
         let registered = Registered {
             region: region.clone(),
             throttle: Throttle::new(Limits::NONE),
             counts: RegionMetrics::default(),
         };
-        self.inner.regions().insert(name.clone(), registered);
+        match self.inner.regions().entry(name.clone()) {
+            Entry::Vacant(free) => free.insert(registered),
+            Entry::Occupied(_) => {
+                let error = Error::new(ErrorKind::Exists, "register region");
+                return Err(error.within(name.to_string()));
+            }
+        };
         for record in self.inner.index.all().await? {
             let pending = matches!(record.state, JobState::RollbackPending | JobState::Cancelling);
             if pending && record.spec.target.region == name {
@@ -178,23 +183,25 @@ impl Engine {
     /// Starts a copy. Answers when the job is durable, not when bytes have moved.
     ///
     /// # Errors
-    /// `Invalid` for a request that can never succeed; `NotFound` for the source; `Exists` or `Busy` for the destination;
-    /// otherwise the regions' own.
+    /// `Invalid` for a request that can never succeed; `NotFound` for the source; `Exists` or
+    /// `Busy` for the destination; otherwise the regions' own.
     ///
     /// # Durability
     /// A job that was returned survives power loss: it can be resumed or cancelled.
     ///
     /// # Cancel safety
-    /// Restartable with the same token; without one a job may have been staged, which [`Engine::recover`] lists.
+    /// Restartable with the same token; without one a job may have been staged, which
+    /// [`Engine::recover`] lists.
     pub async fn copy(&self, request: CopyRequest) -> Result<Job> {
         self.inner.copy(request).await
     }
 
-    /// Goes on with a job that was suspended, failed, or lost its process. A job that has ended gives its outcome.
+    /// Goes on with a job that was suspended, failed, or lost its process. A job that has ended
+    /// gives its outcome.
     ///
     /// # Errors
-    /// `NotFound` for an unknown job, `Busy` while another process runs it, `SourceChanged` when the source is not what it
-    /// was; `Corrupt` when its journal is damaged.
+    /// `NotFound` for an unknown job, `Busy` while another process runs it, `SourceChanged` when
+    /// the source is not what it was; `Corrupt` when its journal is damaged.
     ///
     /// # Cancel safety
     /// Restartable.
@@ -202,10 +209,12 @@ impl Engine {
         self.inner.resume(job).await
     }
 
-    /// Suspends a job, in whatever process it runs, and waits up to 30 seconds for it to come to rest.
+    /// Suspends a job, in whatever process it runs, and waits up to 30 seconds for it to come to
+    /// rest.
     ///
     /// # Errors
-    /// `NotFound` for an unknown job, `Invalid` for one that has ended, `Unavailable` when its process does not answer.
+    /// `NotFound` for an unknown job, `Invalid` for one that has ended, `Unavailable` when its
+    /// process does not answer.
     ///
     /// # Cancel safety
     /// Restartable.
@@ -213,10 +222,11 @@ impl Engine {
         self.inner.suspend(job).await
     }
 
-    /// Cancels a job, in whatever process it runs, or while none does. The answer is the same on every repeat.
+    /// Cancels a job, in whatever process it runs, or while none does. The answer is the same on
+    /// every repeat.
     ///
-    /// `Cancelled` is *decided* when this returns: the job can never commit. It is *clean* when nothing of it is left; this
-    /// waits up to 30 seconds for that.
+    /// `Cancelled` is *decided* when this returns: the job can never commit. It is *clean* when
+    /// nothing of it is left; this waits up to 30 seconds for that.
     ///
     /// # Errors
     /// Those of the region, when nothing could be decided.
@@ -297,8 +307,8 @@ impl Engine {
         self.inner.index.remove(job).await
     }
 
-    /// Settles what is staged in a region and has no live process: finishes what was decided, lists what can be resumed,
-    /// and brings the index up to date. Idempotent.
+    /// Settles what is staged in a region and has no live process: finishes what was decided, lists
+    /// what can be resumed, and brings the index up to date. Idempotent.
     ///
     /// # Errors
     /// `NotFound` for an unknown region, otherwise the region's own.
@@ -356,8 +366,9 @@ impl Engine {
         self.inner.metrics()
     }
 
-    /// Stops all jobs in an orderly way and waits for them, at most `deadline`. Returns those that had not come to rest by
-    /// then; dropping the engine leaves them as a crash would. No job can be started afterwards.
+    /// Stops all jobs in an orderly way and waits for them, at most `deadline`. Returns those that
+    /// had not come to rest by then; dropping the engine leaves them as a crash would. No job can
+    /// be started afterwards.
     ///
     /// # Cancel safety
     /// Restartable.
@@ -397,7 +408,7 @@ impl Inner {
         self.regions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn live(&self) -> MutexGuard<'_, HashMap<JobId, Arc<Entry>>> {
+    fn live(&self) -> MutexGuard<'_, HashMap<JobId, Arc<JobEntry>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -428,7 +439,8 @@ impl Inner {
     }
 }
 
-/// The receipt of an image found committed, from its manifest, or from its size where there is none.
+/// The receipt of an image found committed, from its manifest, or from its size where there is
+/// none.
 pub(crate) async fn found_receipt(region: &dyn Region, spec: &JobSpec) -> Result<Receipt> {
     let source = region.open(&spec.target.image).await?;
     let Some(manifest) = source.manifest() else { return Ok(empty_receipt(spec)) };

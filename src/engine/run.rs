@@ -8,6 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::chunk::Written;
 use crate::engine::ledger::Ledger;
 use crate::engine::pool::Pool;
 use crate::engine::progress::Counters;
@@ -110,8 +111,14 @@ pub(crate) async fn copy(
     let run = Arc::new(Run::new(start, restored));
     began(&run);
     let mut plan = survey(&run).await?;
-    // A target that is written in place gets its first chunk last: until then it is no image.
+    // A target that is written in place is blanked at its head, and gets its first chunk last:
+    // until then it is no image, neither the old one nor the new.
     let held = !run.capabilities.atomic_commit && plan.hold_back(ChunkIndex::new(0));
+    if held {
+        let first = ChunkRun::new(ChunkIndex::new(0), 1);
+        let blanked: Written = run.target.write_zeroes(first).await?;
+        debug_assert_eq!(blanked.run(), first);
+    }
     let mut verified = move_and_verify(&run, plan).await?;
     if held && !run.stop.is_cancelled() {
         run.ledger.reopen();

@@ -1,4 +1,5 @@
-//! What a copy job is, where it stands, and what it has done: values that are stored, shown and compared. Pure.
+//! What a copy job is, where it stands, and what it has done: values that are stored, shown and
+//! compared. Pure.
 
 mod report;
 mod spec;

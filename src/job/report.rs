@@ -227,7 +227,8 @@ pub struct Receipt {
     pub elapsed: Duration,
     /// Where time went.
     pub stalls: Stalls,
-    /// Failures after the decision that did not change it, such as a stage that could not be removed yet.
+    /// Failures after the decision that did not change it, such as a stage that could not be
+    /// removed yet.
     pub warnings: Vec<String>,
 }
 
@@ -235,8 +236,8 @@ impl Receipt {
     const WARNING_COUNT_MAX: u16 = 16;
     const WARNING_LEN_MAX: usize = 1024;
 
-    /// The receipt of an image found committed, whose own account was lost in a crash: the root and sizes are exact, the
-    /// counters of the run are zero.
+    /// The receipt of an image found committed, whose own account was lost in a crash: the root and
+    /// sizes are exact, the counters of the run are zero.
     pub fn found(root: Digest, image_bytes: u64, zero_bytes: u64, chunks: u32) -> Self {
         Self {
             fingerprint: Fingerprint::new(),

@@ -1,4 +1,5 @@
-//! The durable description of one copy: written to the journal and the index before start is acknowledged. Pure.
+//! The durable description of one copy: written to the journal and the index before start is
+//! acknowledged. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -39,7 +40,8 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Facts of a source that change when its bytes may have changed: size, times, inode, ETag, version, root.
+/// Facts of a source that change when its bytes may have changed: size, times, inode, ETag,
+/// version, root.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint(BTreeMap<String, String>);
 

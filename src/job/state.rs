@@ -11,6 +11,8 @@ use std::fmt;
 ///  Cancelling ─────────→ RolledBack          Failed{resumable} → resume → Queued
 ///    │ clean-up cannot finish now                └ cancel → Cancelling
 ///    └→ RollbackPending → (retried at every open and on a timer) → RolledBack
+///
+/// A copy whose source changed is rolled back too: Cancelling → Failed{resumable: false}.
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -67,7 +69,10 @@ impl JobState {
             S::Suspended | S::Failed { resumable: true } => {
                 matches!(next, S::Queued | S::Cancelling)
             }
-            S::Cancelling => matches!(next, S::RolledBack | S::RollbackPending),
+            S::Cancelling => {
+                let undone = S::Failed { resumable: false };
+                matches!(next, S::RolledBack | S::RollbackPending) || next == undone
+            }
             S::RollbackPending => matches!(next, S::RolledBack),
             S::Committed | S::RolledBack | S::Failed { resumable: false } => false,
         }
@@ -139,7 +144,7 @@ mod tests {
             (S::Suspended, vec![S::Queued, S::Cancelling]),
             (S::Committing, vec![S::Committed, S::Cancelling, failed, dead]),
             (S::Committed, vec![]),
-            (S::Cancelling, vec![S::RollbackPending, S::RolledBack]),
+            (S::Cancelling, vec![S::RollbackPending, S::RolledBack, dead]),
             (S::RollbackPending, vec![S::RolledBack]),
             (S::RolledBack, vec![]),
             (failed, vec![S::Queued, S::Cancelling]),

@@ -1,4 +1,5 @@
-//! The only journal I/O: one file per job, appended to and synced by its owner, watched and voted on by others.
+//! The only journal I/O: one file per job, appended to and synced by its owner, watched and voted
+//! on by others.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -102,7 +103,8 @@ impl Journal {
         Ok(Self { file, header, tail: Mutex::new(tail), watching: false })
     }
 
-    /// Opens a journal to watch the job or to vote on it: its log is not read and nothing can be appended.
+    /// Opens a journal to watch the job or to vote on it: its log is not read and nothing can be
+    /// appended.
     ///
     /// `None`: no such file, or no header in it.
     pub(crate) fn watch(dir: &Dir, job: JobId) -> Result<Option<Self>> {
@@ -115,7 +117,8 @@ impl Journal {
         Ok(Some(Self { file, header, tail: Mutex::new(tail), watching: true }))
     }
 
-    /// Opens the journal of `job` in `dir` without owning it, and shows each durable chunk to `visit`. `None`: no such file.
+    /// Opens the journal of `job` in `dir` without owning it, and shows each durable chunk to
+    /// `visit`. `None`: no such file.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] when it is damaged in a way that no crash can cause.
@@ -205,7 +208,8 @@ impl Journal {
         self.file.is_locked(OWNER)
     }
 
-    /// Whether this is still the file of that name in `dir`: a stage may have been removed while we waited for a right.
+    /// Whether this is still the file of that name in `dir`: a stage may have been removed while we
+    /// waited for a right.
     pub(crate) fn is_still_in(&self, dir: &Dir) -> Result<bool> {
         let named = dir.facts_of(JOURNAL)?;
         let ours = self.file.facts()?;
@@ -244,7 +248,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Records the commit of a target that is written in place. Only the holder of the decision may call it.
+    /// Records the commit of a target that is written in place. Only the holder of the decision may
+    /// call it.
     ///
     /// # Durability
     /// Survives power loss when it returns.
@@ -282,12 +287,14 @@ impl Journal {
         Ok(self.file.try_lock(DECISION)?.then_some(Decision { journal: self }))
     }
 
-    /// Whether somebody decided to cancel, or was about to: a slot that is not empty counts, whatever is in it.
+    /// Whether somebody decided to cancel, or was about to: a slot that is not empty counts,
+    /// whatever is in it.
     pub(crate) fn is_cancelled(&self) -> Result<bool> {
         Ok(self.read_slot(SlotKind::Cancel, CANCEL_AT)? != Slot::Empty)
     }
 
-    /// What others ask of the owner; nothing when the slot is empty or damaged, for it holds only wishes.
+    /// What others ask of the owner; nothing when the slot is empty or damaged, for it holds only
+    /// wishes.
     pub(crate) fn control(&self) -> Result<Control> {
         match self.read_slot(SlotKind::Control, CONTROL_AT)? {
             Slot::Written(payload) => Control::decode(&payload),
@@ -295,7 +302,8 @@ impl Journal {
         }
     }
 
-    /// Changes what is asked of the owner; `false` when somebody else is changing it at this moment.
+    /// Changes what is asked of the owner; `false` when somebody else is changing it at this
+    /// moment.
     ///
     /// # Durability
     /// Survives power loss when it returns.
@@ -311,6 +319,14 @@ impl Journal {
         });
         self.file.unlock(CONTROL)?;
         changed.map(|()| true)
+    }
+
+    /// Forgets a wish that was meant for an owner before us: it has come to rest. Best effort.
+    pub(crate) fn forget_suspend(&self) -> Result<()> {
+        if self.control()?.suspend_epoch.is_some() {
+            self.try_set_control(|control| control.suspend_epoch = None)?;
+        }
+        Ok(())
     }
 
     /// What the owner last told of itself.
@@ -346,8 +362,8 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        // Given back by hand: a child that was forked at this moment still has the handle, and would
-        // keep the right until it runs its own program.
+        // Given back by hand: a child that was forked at this moment still has the handle, and
+        // would keep the right until it runs its own program.
         self.file.unlock(OWNER).ok();
     }
 }

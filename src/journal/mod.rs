@@ -1,4 +1,5 @@
-//! The journal of one job: an append-only file that survives crashes, and the rights over the job that its locks give.
+//! The journal of one job: an append-only file that survives crashes, and the rights over the job
+//! that its locks give.
 //!
 //! ```text
 //! file    := header pad cancel control status pad log
@@ -9,8 +10,8 @@
 //! log     := record*           from 48 KiB; ends at the first invalid record
 //! ```
 //!
-//! Two byte-range locks on the file are the rights: *owner* is held by the one process that copies, *decision* by whoever
-//! is about to commit or to cancel.
+//! Two byte-range locks on the file are the rights: *owner* is held by the one process that copies,
+//! *decision* by whoever is about to commit or to cancel.
 
 mod file;
 mod record;

@@ -1,4 +1,5 @@
-//! Journal records: bytes to values and back, the chain that links them, and the torn-tail rule. Pure.
+//! Journal records: bytes to values and back, the chain that links them, and the torn-tail rule.
+//! Pure.
 
 use crate::chunk::{Content, Digest, Durable};
 use crate::codec::{Decoder, Encoder};
@@ -13,13 +14,14 @@ pub(crate) const SECTOR: usize = 512;
 pub(crate) const RECORD_LEN_MAX: usize = 1 << 20;
 /// The most bytes of the header record: it lives in a room of its own.
 pub(crate) const HEADER_LEN_MAX: usize = 32 << 10;
-/// The most chunks of one progress record, so that it fits in `RECORD_LEN_MAX` however they are grouped.
+/// The most chunks of one progress record, so that it fits in `RECORD_LEN_MAX` however they are
+/// grouped.
 pub(crate) const PROGRESS_CHUNKS_MAX: usize = 16 << 10;
 
 const MAGIC: [u8; 4] = *b"BFJR";
 const VERSION: u16 = 1;
-/// The frame before the payload: magic 4, version 2, kind 1, zero 1, payload length 4, zero 4, sequence 8, job 16,
-/// checksum of the record before 16, checksum 16.
+/// The frame before the payload: magic 4, version 2, kind 1, zero 1, payload length 4, zero 4,
+/// sequence 8, job 16, checksum of the record before 16, checksum 16.
 const FRAME_LEN: usize = 72;
 const SUM_AT: usize = 56;
 const SUM_CONTEXT: &str = "blockferry 2026-11-21 journal record v1";
@@ -116,7 +118,8 @@ impl Record {
     }
 }
 
-/// Groups neighbours: a zero run is 0, first, count; data chunks are 1, first, count, then digest and data bytes of each.
+/// Groups neighbours: a zero run is 0, first, count; data chunks are 1, first, count, then digest
+/// and data bytes of each.
 fn encode_progress(chunks: &[Durable], out: &mut Encoder) {
     debug_assert!(chunks.len() <= PROGRESS_CHUNKS_MAX);
     let mut rest = chunks;
@@ -268,13 +271,16 @@ pub(crate) struct Replay {
 /// Reads bytes of the journal at an offset; past its end it gives zeros.
 pub(crate) type ReadAt<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> Result<()>;
 
-/// Reads a journal of `len` bytes whose log starts at `log_at`, and shows each durable chunk to `visit`.
+/// Reads a journal of `len` bytes whose log starts at `log_at`, and shows each durable chunk to
+/// `visit`.
 ///
-/// Returns `None` when no start was ever acknowledged: the header is missing or torn and no record follows it.
+/// Returns `None` when no start was ever acknowledged: the header is missing or torn and no record
+/// follows it.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] when a record of this job follows an invalid one: that is damage, not a torn tail, and dropping
-/// what follows would lose acknowledged work. [`ErrorKind::Unsupported`] for a newer version.
+/// [`ErrorKind::Corrupt`] when a record of this job follows an invalid one: that is damage, not a
+/// torn tail, and dropping what follows would lose acknowledged work. [`ErrorKind::Unsupported`]
+/// for a newer version.
 pub(crate) fn replay(
     job: JobId,
     len: u64,

@@ -5,7 +5,8 @@
 pub(crate) struct Found {
     /// A valid header: somebody may have been told that the job exists.
     pub(crate) acknowledged: bool,
-    /// The cancel slot is not empty. Somebody decided to cancel, or was about to: nobody may commit any more.
+    /// The cancel slot is not empty. Somebody decided to cancel, or was about to: nobody may commit
+    /// any more.
     pub(crate) cancelled: bool,
     /// The `done` record of a target that is written in place.
     pub(crate) done: bool,
@@ -39,11 +40,13 @@ pub(crate) enum Settlement {
     FinishCancel,
     /// Undecided, and the work so far is good: wait for resume or cancel.
     Keep,
-    /// Prepared, but the thing is under neither name: the file system lost what it had acknowledged.
+    /// Prepared, but the thing is under neither name: the file system lost what it had
+    /// acknowledged.
     Lost,
 }
 
-/// The table. The decision is the rename (or the `done` record), so it is looked for first; the cancel slot comes second.
+/// The table. The decision is the rename (or the `done` record), so it is looked for first; the
+/// cancel slot comes second.
 pub(crate) fn settle(found: Found) -> Settlement {
     match found {
         Found { acknowledged: false, .. } => Settlement::Forget,

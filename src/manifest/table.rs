@@ -105,8 +105,12 @@ impl TableBuilder {
 
     /// Notes what these chunks of the image hold: one chunk of data, or a run of zero chunks. The
     /// last note on a chunk is the one that stays.
-    pub(crate) fn put(&mut self, run: ChunkRun, content: Content) {
+    /// Chunks outside the image are left out.
+    pub fn put(&mut self, run: ChunkRun, content: Content) {
         debug_assert!(self.table.geometry.holds(run), "{run:?} past the end");
+        if !self.table.geometry.holds(run) {
+            return;
+        }
         match content {
             Content::Zero => run.iter().for_each(|index| self.hold(index, false)),
             Content::Data { digest, .. } => {

@@ -19,9 +19,9 @@ use crate::region::{
 
 /// Images under a root folder on this host. The root must exist; it is never created.
 ///
-/// Images being copied lie under `<root>/.blockferry/stage/<job>` until one rename publishes them. A committed image's folder
-/// has mode 0750 and its files 0440. Put the root on a local file system: locks and renames of network file systems do not
-/// decide anything.
+/// Images being copied lie under `<root>/.blockferry/stage/<job>` until one rename publishes them.
+/// A committed image's folder has mode 0750 and its files 0440. Put the root on a local file
+/// system: locks and renames of network file systems do not decide anything.
 #[derive(Debug)]
 pub struct DirRegion {
     shared: Arc<Shared>,
@@ -37,7 +37,8 @@ impl DirRegion {
     /// Opens the region under that root. Blocks shortly.
     ///
     /// # Errors
-    /// `NotFound` when the folder is missing, `Invalid` when it is no folder, `Denied` when it may not be read.
+    /// `NotFound` when the folder is missing, `Invalid` when it is no folder, `Denied` when it may
+    /// not be read.
     pub fn open_root(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref();
         let location = format!("dir://{}", root.display());
@@ -92,10 +93,16 @@ impl Shared {
                 continue;
             }
             let image: ImageId = name.parse()?;
-            if let Some(manifest) = read_manifest(&root.open_dir(&name)?)
-                .map_err(|error| error.within(self.location_of(&image)))?
-            {
-                images.push(ImageInfo::of_manifest(image, &manifest));
+            let folder = root.open_dir(&name)?;
+            match read_manifest(&folder) {
+                Ok(Some(manifest)) => images.push(ImageInfo::of_manifest(image, &manifest)),
+                Ok(None) => {}
+                // A damaged image hides no other; its root is not told.
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    let data = folder.facts_of(DATA)?;
+                    images.push(ImageInfo::new(image, data.map_or(0, |facts| facts.size_bytes)));
+                }
+                Err(error) => return Err(error.within(self.location_of(&image))),
             }
         }
         Ok(images)

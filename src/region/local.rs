@@ -27,7 +27,8 @@ struct Shared {
     location: String,
     size_bytes: u64,
     file: LocalFile,
-    /// The path that must go on leading to the same file; `None` for an image beneath a region's root.
+    /// The path that must go on leading to the same file; `None` for an image beneath a region's
+    /// root.
     path: Option<PathBuf>,
     manifest: Option<Arc<Manifest>>,
 }
@@ -127,7 +128,8 @@ impl Shared {
     }
 }
 
-/// The facts of a file that change when its bytes may have. A block device has no telling times: its size only.
+/// The facts of a file that change when its bytes may have. A block device has no telling times:
+/// its size only.
 fn fingerprint_of(facts: &Facts, size_bytes: u64) -> Fingerprint {
     let print = Fingerprint::new().with("size", size_bytes);
     if facts.kind == Kind::BlockDevice {

@@ -1,24 +1,33 @@
 //! Places that hold images: the three traits a region implements, and the contract in prose.
 //!
-//! A [`Region`] opens committed images as [`Source`]s and stages new ones as [`Target`]s. The engine knows nothing else of
-//! it. Third parties may write regions; one is done when `testing::conformance` (feature `testing`) passes on it.
+//! A [`Region`] opens committed images as [`Source`]s and stages new ones as [`Target`]s. The
+//! engine knows nothing else of it. Third parties may write regions; one is done when
+//! `testing::conformance` (feature `testing`) passes on it.
 //!
 //! # The contract
 //!
-//! * **A stage is invisible.** Until [`Target::commit`] decides, [`Region::open`], [`Region::list`] and [`Region::locate`]
-//!   show nothing of it but the claim. A region that cannot hide a stage says so in [`Capabilities::atomic_commit`].
-//! * **One stage per image.** While a job has an image staged, [`Region::stage`] for the same image by another job is
-//!   [`Busy`](crate::ErrorKind::Busy); once the image is committed it is [`Exists`](crate::ErrorKind::Exists).
-//! * **One owner per stage.** While a target is alive, [`Region::stage`] for its job is `Busy`, in every process.
-//! * **One decision.** [`Target::commit`] and [`Region::cancel`] meet at one point, and exactly one of them wins, in every
+//! * **A stage is invisible.** Until [`Target::commit`] decides, [`Region::open`], [`Region::list`]
+//!   and [`Region::locate`]
+//! show nothing of it but the claim. A region that cannot hide a stage says so in
+//! [`Capabilities::atomic_commit`].
+//! * **One stage per image.** While a job has an image staged, [`Region::stage`] for the same image
+//!   by another job is
+//! [`Busy`](crate::ErrorKind::Busy); once the image is committed it is
+//! [`Exists`](crate::ErrorKind::Exists).
+//! * **One owner per stage.** While a target is alive, [`Region::stage`] for its job is `Busy`, in
+//!   every process.
+//! * **One decision.** [`Target::commit`] and [`Region::cancel`] meet at one point, and exactly one
+//!   of them wins, in every
 //!   process and after every crash. Both may be called again and answer the same.
-//! * **Durable means durable.** What [`Target::sync`] and [`Target::checkpoint`] have returned for survives power loss.
+//! * **Durable means durable.** What [`Target::sync`] and [`Target::checkpoint`] have returned for
+//!   survives power loss.
 //! * **Dropping a target is a crash**: its stage stays and can be reopened.
-//! * **Endings are idempotent**, because a crash between an ending and our note of it makes us call it again.
+//! * **Endings are idempotent**, because a crash between an ending and our note of it makes us call
+//!   it again.
 //! * **Nothing outside** the region's own place is ever opened, whatever the id.
 //!
-//! Methods return boxed futures so that regions can be used as trait objects; there are no default methods, so that a
-//! wrapper that forgets one does not compile.
+//! Methods return boxed futures so that regions can be used as trait objects; there are no default
+//! methods, so that a wrapper that forgets one does not compile.
 
 mod device;
 pub(crate) mod dir;
@@ -56,12 +65,13 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// A stage is hidden, and commit shows the image at once. Otherwise the target is written in place, and its first
-    /// chunk is written last.
+    /// A stage is hidden, and commit shows the image at once. Otherwise the target is written in
+    /// place, and its first chunk is written last.
     pub atomic_commit: bool,
     /// A new stage reads as zeros, so that zero chunks need no write.
     pub blank_target: bool,
-    /// An image that was there before is kept when the copy is cancelled. Otherwise staging needs `destructive`.
+    /// An image that was there before is kept when the copy is cancelled. Otherwise staging needs
+    /// `destructive`.
     pub preserves_previous: bool,
 }
 
@@ -150,7 +160,8 @@ impl StagedJob {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Vote {
-    /// The job can never commit. `first`: this call decided it. `clean`: nothing of the job is left.
+    /// The job can never commit. `first`: this call decided it. `clean`: nothing of the job is
+    /// left.
     Cancelled {
         /// Whether this call decided it; `false` when it had been decided before.
         first: bool,
@@ -277,13 +288,15 @@ pub trait Region: Debug + Send + Sync {
     /// Opens a committed image for reading.
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound) where there is none; `Corrupt` when its manifest does not verify.
+    /// [`NotFound`](crate::ErrorKind::NotFound) where there is none; `Corrupt` when its manifest
+    /// does not verify.
     fn open<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<Arc<dyn Source>>>;
 
     /// Stages a new image for the job, or reopens what the job has staged, and owns it.
     ///
     /// # Errors
-    /// `Busy` while the job has another owner, or another job has the image staged; `Exists` when the image is there.
+    /// `Busy` while the job has another owner, or another job has the image staged; `Exists` when
+    /// the image is there.
     ///
     /// # Durability
     /// A stage that was returned survives power loss, empty.
@@ -319,7 +332,8 @@ pub trait Region: Debug + Send + Sync {
     /// The staged job of that number.
     fn job(&self, job: JobId) -> BoxFuture<'_, Result<Option<StagedJob>>>;
 
-    /// Decides that the job shall not commit, unless it has, and cleans up unless a live owner is about to.
+    /// Decides that the job shall not commit, unless it has, and cleans up unless a live owner is
+    /// about to.
     ///
     /// # Durability
     /// A vote other than `Unknown` survives power loss.
@@ -347,8 +361,8 @@ pub trait Source: Debug + Send + Sync {
     /// What the image looks like now: facts that change when its bytes may have changed.
     fn fingerprint(&self) -> BoxFuture<'_, Result<Fingerprint>>;
 
-    /// Which bytes are claimed to be zero: neighbouring extents that cover at least the start of `range`, at most 1,024 of
-    /// them. Only a claim that the region vouches for may be `Zero`.
+    /// Which bytes are claimed to be zero: neighbouring extents that cover at least the start of
+    /// `range`, at most 1,024 of them. Only a claim that the region vouches for may be `Zero`.
     fn extents(&self, range: ByteRange) -> BoxFuture<'_, Result<Vec<Extent>>>;
 
     /// The digests of the image, where the region has them and vouches for them.
@@ -387,7 +401,8 @@ pub trait Target: Debug + Send + Sync {
     /// Makes everything written so far durable.
     ///
     /// # Durability
-    /// What was written before this was called survives power loss when it returns. A failed sync is not tried again.
+    /// What was written before this was called survives power loss when it returns. A failed sync
+    /// is not tried again.
     fn sync(&self) -> BoxFuture<'_, Result<()>>;
 
     /// Records chunks as done, so that a resume does not move them again.
@@ -439,10 +454,11 @@ pub struct LocalFile {
 }
 
 impl LocalFile {
-    /// Hands a file of the caller's over to the local lane: one opened for reading as a source, for writing as a target.
+    /// Hands a file of the caller's over to the local lane: one opened for reading as a source, for
+    /// writing as a target.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when its file system cannot be looked up.
+    /// [`ErrorKind::Io`] when its file system cannot be looked up.
     pub fn new(file: impl Into<OwnedFd>) -> Result<Self> {
         Self::of(Arc::new(File::of_fd(file.into())))
     }

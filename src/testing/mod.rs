@@ -82,7 +82,8 @@ pub async fn conformance(fixture: &dyn Fixture) {
             a_reopened_stage_has_what_was_checkpointed_and_nothing_else
             attempts_count_up a_committed_image_is_listed_and_removed
             an_image_that_was_put_is_read_and_protected;
-        endings: commit_and_finish_may_be_repeated an_image_that_came_first_stays a_finished_commit_is_not_cancelled
+        endings: commit_and_finish_may_be_repeated an_image_that_came_first_stays
+            a_finished_commit_is_not_cancelled
             a_cancel_before_begin_is_clean a_cancel_during_the_copy_is_clean
             a_cancel_reaches_the_live_owner a_cancel_is_finished_when_the_owner_is_gone
             a_cancel_after_commit_loses an_unknown_job_cannot_be_cancelled

@@ -1,4 +1,5 @@
-//! Clauses on stages: hidden, one an image, one owner, exact bytes, reopened with what was recorded.
+//! Clauses on stages: hidden, one an image, one owner, exact bytes, reopened with what was
+//! recorded.
 
 use std::sync::Arc;
 

@@ -17,7 +17,7 @@ Examples:
   blockferry copy dir:///srv/region-a/disk-1 /dev/vdb --destructive
   blockferry copy disk.raw dir:///srv/region-a/disk-1 --token order-4711 --json
 
-The image appears at the destination whole, verified and durable, or not at all. Ctrl-C suspends the
+The image appears at the destination whole, and durable, or not at all. Ctrl-C suspends the
 copy and prints how to go on; from elsewhere, `blockferry cancel DST` cancels it.";
 
 /// Copy an image

@@ -1,4 +1,5 @@
-//! The local lane: a worker thread takes a chunk from read to write, in pieces that stay in its cache.
+//! The local lane: a worker thread takes a chunk from read to write, in pieces that stay in its
+//! cache.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -54,7 +54,14 @@ async fn work(
     plan: Arc<Mutex<Plan>>,
     take_bytes: u64,
 ) -> Result<()> {
-    while !run.halt.is_cancelled() {
+    loop {
+        tokio::select! {
+            () = run.ledger.room() => {}
+            () = run.halt.cancelled() => {}
+        }
+        if run.halt.is_cancelled() {
+            break;
+        }
         let next = plan.lock().unwrap_or_else(PoisonError::into_inner).next(take_bytes);
         let Some(next) = next else { break };
         run.counters.issued();

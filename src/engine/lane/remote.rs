@@ -1,4 +1,5 @@
-//! The remote lane: a bounded set of async chunk tasks; hashing runs on the pool, never on the runtime.
+//! The remote lane: a bounded set of async chunk tasks; hashing runs on the pool, never on the
+//! runtime.
 
 use std::future::Future;
 use std::sync::Arc;

@@ -109,6 +109,7 @@ impl Shared {
                 .hint("it was started with another request"));
         }
         let device = self.open_device(spec)?;
+        journal.forget_suspend()?;
         Ok(DeviceStage::new(self, stage, *journal, device, restored))
     }
 
@@ -202,6 +203,7 @@ impl Shared {
     }
 
     fn recover(&self, only: Option<JobId>) -> Result<Vec<Recovered>> {
+        self.forget_unacknowledged()?;
         let mut all = self.jobs()?;
         all.retain(|staged| only.is_none_or(|only| only == staged.spec.job));
         let settle_one = |staged: StagedJob| {
@@ -211,6 +213,21 @@ impl Shared {
             })
         };
         Ok(all.into_iter().map(settle_one).collect())
+    }
+
+    /// Starts that nobody was told of left a folder without a header, and wrote nothing.
+    fn forget_unacknowledged(&self) -> Result<()> {
+        let parent = Dir::open_or_create_path(&self.journals)?;
+        // The claim keeps out those who are just making one.
+        let _claim = parent.claim()?;
+        for job in jobs_in(&parent)? {
+            if self.watch(job)?.is_none()
+                && let Some(stage) = self.find(job)?
+            {
+                remove(&stage)?;
+            }
+        }
+        Ok(())
     }
 
     fn settle(&self, job: JobId) -> Result<Recovered> {

@@ -1,4 +1,5 @@
-//! A block device in the hands of its owner: written in place, committed by a record, undone by zeros.
+//! A block device in the hands of its owner: written in place, committed by a record, undone by
+//! zeros.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

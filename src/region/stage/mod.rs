@@ -1,21 +1,24 @@
-//! Stages on a file system: how a copy is claimed, prepared, published by one rename, cancelled and recovered.
+//! Stages on a file system: how a copy is claimed, prepared, published by one rename, cancelled and
+//! recovered.
 
 mod owned;
 mod target;
+mod vote;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::{Dir, Facts, Kind};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{ImageId, JobId};
+use crate::id::JobId;
 use crate::job::JobSpec;
 use crate::journal::{Found, Header, JOURNAL, Journal, Open, Published, Settlement, settle};
 use crate::manifest::Manifest;
-use crate::region::{Recovered, Restored, Settled, StagedJob, Vote, Wish};
+use crate::region::{Recovered, Restored, Settled, StagedJob};
 
 pub(crate) use owned::OwnedStage;
 pub(crate) use target::{StageTarget, until_decided};
+pub(crate) use vote::{put_wish, staged_job};
 
 /// The image's bytes, in a stage and in a region.
 pub(crate) const DATA: &str = "data";
@@ -32,7 +35,8 @@ const FILE_STAGE_PREFIX: &str = ".blockferry-";
 /// What a stage publishes, and where stages are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
-    /// `<root>/.blockferry/stage/<job>/{journal,image/{data,manifest}}`; `image` becomes `<root>/<name>`.
+    /// `<root>/.blockferry/stage/<job>/{journal,image/{data,manifest}}`; `image` becomes
+    /// `<root>/<name>`.
     Images,
     /// `<root>/.blockferry-<job>/{journal,data}`; `data` becomes `<root>/<name>`.
     Files,
@@ -44,7 +48,8 @@ pub(crate) struct StageStore {
     root: Dir,
     layout: Layout,
     location: String,
-    /// The names that staged jobs are to publish: immutable, so a claim reads each journal header once only.
+    /// The names that staged jobs are to publish: immutable, so a claim reads each journal header
+    /// once only.
     names: Mutex<HashMap<JobId, String>>,
 }
 
@@ -98,10 +103,12 @@ impl StageStore {
         OwnedStage::take_over(self, stage, journal, restored)
     }
 
-    /// One stage per name: a rival that is only waiting to be cleaned is cleaned, any other is `Busy`.
+    /// One stage per name: a rival that is only waiting to be cleaned is cleaned, any other is
+    /// `Busy`.
     fn refuse_rivals(&self, job: JobId, name: &str) -> Result<()> {
         for rival in self.stages()?.into_iter().filter(|rival| *rival != job) {
-            // A rival that cannot be read cannot be resumed, and the rename replaces nothing anyway.
+            // A rival that cannot be read cannot be resumed, and the rename replaces nothing
+            // anyway.
             if self.name_of(rival).ok().flatten().as_deref() != Some(name) {
                 continue;
             }
@@ -116,8 +123,8 @@ impl StageStore {
 
     fn create(self: &Arc<Self>, parent: &Dir, spec: &JobSpec, name: &str) -> Result<OwnedStage> {
         let folder = self.folder(spec.job);
-        // Order: folders → journal → data, each durable before the next, so that a stage without a valid header was never
-        // acknowledged, and one that holds data always was about to be.
+        // Order: folders → journal → data, each durable before the next, so that a stage without a
+        // valid header was never acknowledged, and one that holds data always was about to be.
         let dir = parent.make_dir(&folder, 0o700)?;
         let inner = match self.layout {
             Layout::Images => dir.make_dir(IMAGE, 0o700)?,
@@ -196,70 +203,6 @@ impl StageStore {
         Ok(settle(self.found(&stage, &journal)?) == Settlement::FinishCommit)
     }
 
-    /// Puts a wish before the owner; `None` when somebody else is doing so at this moment.
-    pub(crate) fn try_wish(&self, job: JobId, wish: Wish) -> Result<Option<bool>> {
-        let Some(stage) = self.find(job)? else { return Ok(Some(false)) };
-        let Some(journal) = Journal::watch(&stage.dir, job)? else { return Ok(Some(false)) };
-        put_wish(&journal, wish)
-    }
-
-    /// Decides to cancel unless the job has committed, and cleans up unless it has a live owner.
-    ///
-    /// `None`: somebody holds the decision at this moment; ask again.
-    pub(crate) fn try_cancel(&self, job: JobId, image: &ImageId) -> Result<Option<Vote>> {
-        let Some(stage) = self.find(job)? else { return self.vote_without_stage(job, image) };
-        let Some(journal) = Journal::watch(&stage.dir, job)? else {
-            // Nobody can publish a stage without header; it needs no decision, only a broom.
-            let _claim = stage.parent.claim()?;
-            if Journal::watch(&stage.dir, job)?.is_some() {
-                // Its owner was just making it: it takes a decision after all.
-                return Ok(None);
-            }
-            self.clean(&stage.parent, &stage.dir, job)?;
-            return Ok(Some(Vote::Cancelled { first: true, clean: true }));
-        };
-        let Some(decision) = journal.try_decide()? else { return Ok(None) };
-        if !journal.is_still_in(&stage.dir)? {
-            return Ok(None);
-        }
-        let first = match settle(self.found(&stage, &journal)?) {
-            Settlement::FinishCommit => {
-                drop(decision);
-                self.sync_published(&stage)?;
-                if journal.try_own()? {
-                    self.remove(&stage.parent, &stage.dir, job)?;
-                }
-                return Ok(Some(Vote::Committed));
-            }
-            Settlement::FinishCancel => false,
-            Settlement::Keep | Settlement::Lost | Settlement::Forget => {
-                decision.cancel()?;
-                true
-            }
-        };
-        drop(decision);
-        let clean = journal.try_own()?;
-        if clean {
-            self.clean(&stage.parent, &stage.dir, job)?;
-        }
-        Ok(Some(Vote::Cancelled { first, clean }))
-    }
-
-    /// The stage is gone: the job has committed if the image says so, and is unknown otherwise.
-    fn vote_without_stage(&self, job: JobId, image: &ImageId) -> Result<Option<Vote>> {
-        if self.layout == Layout::Files {
-            return Ok(Some(Vote::Unknown));
-        }
-        let ours = match self.root.find_dir(image.as_str())? {
-            Some(dir) => read_manifest(&dir)?.is_some_and(|manifest| manifest.job() == Some(job)),
-            None => false,
-        };
-        if ours {
-            self.root.sync()?;
-        }
-        Ok(Some(if ours { Vote::Committed } else { Vote::Unknown }))
-    }
-
     /// Settles every stage that no live process owns, or just the one.
     pub(crate) fn recover(&self, only: Option<JobId>) -> Result<Vec<Recovered>> {
         let mut all = self.stages()?;
@@ -320,7 +263,8 @@ impl StageStore {
     fn found(&self, stage: &Stage, journal: &Journal) -> Result<Found> {
         let staged = stage.dir.facts_of(self.payload())?;
         let named = self.root.facts_of(&journal.header().name)?;
-        // A watcher has not read the log. That the payload left the stage uncancelled is as good: only the rename moves it.
+        // A watcher has not read the log. That the payload left the stage uncancelled is as good:
+        // only the rename moves it.
         let cancelled = journal.is_cancelled()?;
         let moved = journal.is_watching() && staged.is_none() && !cancelled;
         let ours = |facts: Facts| match journal.prepared() {
@@ -347,7 +291,8 @@ impl StageStore {
         stage.dir.sync()
     }
 
-    /// Removes what nobody was told of. A stage that holds data was acknowledged: without its journal it is damage.
+    /// Removes what nobody was told of. A stage that holds data was acknowledged: without its
+    /// journal it is damage.
     fn forget(&self, stage: &Stage) -> Result<()> {
         let data = match self.layout {
             Layout::Images => match stage.dir.find_dir(IMAGE)? {
@@ -365,7 +310,8 @@ impl StageStore {
         self.clean(&stage.parent, &stage.dir, stage.job)
     }
 
-    /// Rolls back: the data first, the journal that demands it last. Needs no space and may be repeated.
+    /// Rolls back: the data first, the journal that demands it last. Needs no space and may be
+    /// repeated.
     fn clean(&self, parent: &Dir, dir: &Dir, job: JobId) -> Result<()> {
         let inner = match self.layout {
             Layout::Images => dir.find_dir(IMAGE)?,
@@ -493,26 +439,4 @@ pub(crate) fn refuse_inside_image(folder: &Dir) -> Result<()> {
             .hint("a committed image never changes: choose another folder"));
     }
     Ok(())
-}
-
-/// What a journal that is only watched tells of its job.
-pub(crate) fn staged_job(journal: &Journal) -> Result<StagedJob> {
-    let mut found = StagedJob::new(journal.header().spec.clone());
-    let status = journal.status()?;
-    found.epoch = status.as_ref().map_or(0, |status| status.epoch);
-    found.owned = journal.is_owned_elsewhere()?;
-    found.cancelled = journal.is_cancelled()?;
-    found.limits = journal.control()?.limits.unwrap_or(found.limits);
-    found.progress = status.map(|status| status.progress);
-    Ok(found)
-}
-
-/// Puts a wish into the control slot; `None` when somebody else is doing so at this moment.
-pub(crate) fn put_wish(journal: &Journal, wish: Wish) -> Result<Option<bool>> {
-    let epoch = journal.status()?.map_or(0, |status| status.epoch);
-    let set = journal.try_set_control(|control| match wish {
-        Wish::Suspend => control.suspend_epoch = Some(epoch),
-        Wish::Limit(limits) => control.limits = Some(limits),
-    })?;
-    Ok(set.then_some(true))
 }

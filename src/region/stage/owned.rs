@@ -14,7 +14,8 @@ use super::{DATA, IMAGE, Layout, MANIFEST, Stage, StageStore};
 const IMAGE_DIR_MODE: u32 = 0o750;
 const IMAGE_FILE_MODE: u32 = 0o440;
 
-/// A stage whose owner we are. Dropping it gives the stage up as a crash would: it can be taken over.
+/// A stage whose owner we are. Dropping it gives the stage up as a crash would: it can be taken
+/// over.
 #[derive(Debug)]
 pub(crate) struct OwnedStage {
     store: Arc<StageStore>,
@@ -64,7 +65,9 @@ impl OwnedStage {
             Layout::Files => stage.dir.reopen()?,
         };
         let data = inner.open_file_rw(DATA)?;
-        // What no checkpoint covers may hold anything: make it blank again, so that zeros need no write.
+        journal.forget_suspend()?;
+        // What no checkpoint covers may hold anything: make it blank again, so that zeros need no
+        // write.
         let geometry = journal.header().spec.geometry;
         data.set_len(geometry.image_bytes())?;
         for run in restored.table.missing_runs() {
@@ -150,7 +153,8 @@ impl OwnedStage {
         file.sync_all()
     }
 
-    /// Decides: publishes the image unless a cancel came first. `None`: somebody holds the decision now; ask again.
+    /// Decides: publishes the image unless a cancel came first. `None`: somebody holds the decision
+    /// now; ask again.
     pub(crate) fn try_publish(&self) -> Result<Option<Outcome>> {
         let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
         match self.decided()? {

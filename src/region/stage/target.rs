@@ -80,7 +80,8 @@ impl Target for StageTarget {
 
     fn write_zeroes(&self, run: ChunkRun) -> BoxFuture<'_, Result<Written>> {
         self.with(move |stage| {
-            // A stage is blank, see `OwnedStage::take_over`, but this attempt may have written here.
+            // A stage is blank, see `OwnedStage::take_over`, but this attempt may have written
+            // here.
             let range = stage.journal.header().spec.geometry.run_range(run);
             if !stage.data.punch(range)? {
                 stage.data.write_zeroes(range)?;

@@ -1,0 +1,96 @@
+//! What others do to a stage that is not theirs: look at it, ask its owner for something, cancel it.
+
+use crate::error::Result;
+use crate::id::{ImageId, JobId};
+use crate::journal::{Journal, Settlement, settle};
+use crate::region::{StagedJob, Vote, Wish};
+
+use super::{Layout, StageStore, read_manifest};
+
+impl StageStore {
+    /// Puts a wish before the owner; `None` when somebody else is doing so at this moment.
+    pub(crate) fn try_wish(&self, job: JobId, wish: Wish) -> Result<Option<bool>> {
+        let Some(stage) = self.find(job)? else { return Ok(Some(false)) };
+        let Some(journal) = Journal::watch(&stage.dir, job)? else { return Ok(Some(false)) };
+        put_wish(&journal, wish)
+    }
+
+    /// Decides to cancel unless the job has committed, and cleans up unless it has a live owner.
+    ///
+    /// `None`: somebody holds the decision at this moment; ask again.
+    pub(crate) fn try_cancel(&self, job: JobId, image: &ImageId) -> Result<Option<Vote>> {
+        let Some(stage) = self.find(job)? else { return self.vote_without_stage(job, image) };
+        let Some(journal) = Journal::watch(&stage.dir, job)? else {
+            // Nobody can publish a stage without header; it needs no decision, only a broom.
+            let _claim = stage.parent.claim()?;
+            if Journal::watch(&stage.dir, job)?.is_some() {
+                // Its owner was just making it: it takes a decision after all.
+                return Ok(None);
+            }
+            self.clean(&stage.parent, &stage.dir, job)?;
+            return Ok(Some(Vote::Cancelled { first: true, clean: true }));
+        };
+        let Some(decision) = journal.try_decide()? else { return Ok(None) };
+        if !journal.is_still_in(&stage.dir)? {
+            return Ok(None);
+        }
+        let first = match settle(self.found(&stage, &journal)?) {
+            Settlement::FinishCommit => {
+                drop(decision);
+                self.sync_published(&stage)?;
+                if journal.try_own()? {
+                    self.remove(&stage.parent, &stage.dir, job)?;
+                }
+                return Ok(Some(Vote::Committed));
+            }
+            Settlement::FinishCancel => false,
+            Settlement::Keep | Settlement::Lost | Settlement::Forget => {
+                decision.cancel()?;
+                true
+            }
+        };
+        drop(decision);
+        let clean = journal.try_own()?;
+        if clean {
+            self.clean(&stage.parent, &stage.dir, job)?;
+        }
+        Ok(Some(Vote::Cancelled { first, clean }))
+    }
+
+    /// The stage is gone: the job has committed if the image says so, and is unknown otherwise.
+    fn vote_without_stage(&self, job: JobId, image: &ImageId) -> Result<Option<Vote>> {
+        if self.layout == Layout::Files {
+            return Ok(Some(Vote::Unknown));
+        }
+        let ours = match self.root.find_dir(image.as_str())? {
+            Some(dir) => read_manifest(&dir)?.is_some_and(|manifest| manifest.job() == Some(job)),
+            None => false,
+        };
+        if ours {
+            self.root.sync()?;
+        }
+        Ok(Some(if ours { Vote::Committed } else { Vote::Unknown }))
+    }
+}
+
+/// What a journal that is only watched tells of its job.
+pub(crate) fn staged_job(journal: &Journal) -> Result<StagedJob> {
+    let mut found = StagedJob::new(journal.header().spec.clone());
+    let status = journal.status()?;
+    found.epoch = status.as_ref().map_or(0, |status| status.epoch);
+    found.owned = journal.is_owned_elsewhere()?;
+    found.cancelled = journal.is_cancelled()?;
+    found.limits = journal.control()?.limits.unwrap_or(found.limits);
+    found.progress = status.map(|status| status.progress);
+    Ok(found)
+}
+
+/// Puts a wish into the control slot; `None` when somebody else is doing so at this moment.
+pub(crate) fn put_wish(journal: &Journal, wish: Wish) -> Result<Option<bool>> {
+    let epoch = journal.status()?.map_or(0, |status| status.epoch);
+    let set = journal.try_set_control(|control| match wish {
+        Wish::Suspend => control.suspend_epoch = Some(epoch),
+        Wish::Limit(limits) => control.limits = Some(limits),
+    })?;
+    Ok(set.then_some(true))
+}
