@@ -1,4 +1,4 @@
-//! What others do to a stage that is not theirs: look at it, ask its owner for something, cancel it.
+//! What others do to a stage that is not theirs: look at it, ask something of its owner, cancel it.
 
 use crate::error::Result;
 use crate::id::{ImageId, JobId};
