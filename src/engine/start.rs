@@ -44,16 +44,21 @@ impl Inner {
                 .within(request.target.to_string())
                 .hint("source and destination are the same"));
         }
-        let _turn = self.starting.lock().await;
-        self.refuse_when_closing()?;
         // Order: the token first, for a source may be gone when its copy is asked for again.
-        if let Some(token) = &request.options.token
-            && let Some(job) = self.same_job(job_of_token(token), &request).await?
-        {
+        let turn = self.starting.lock().await;
+        if let Some(job) = self.same_job(&request).await? {
             return Ok(job);
         }
+        drop(turn);
         let source = source_region.open(&request.source.image).await?;
         let spec = self.spec_of(&request, &*source).await?;
+
+        let _turn = self.starting.lock().await;
+        self.refuse_when_closing()?;
+        // Somebody may have come with the same token while we looked at the source.
+        if let Some(job) = self.same_job(&request).await? {
+            return Ok(job);
+        }
         let target = target_region.stage(&spec).await?;
         // Order: the stage first, so that a record never speaks of a job that does not exist.
         let record = JobRecord::new(spec.clone(), JobState::Queued);
@@ -103,7 +108,9 @@ impl Inner {
     }
 
     /// The job that the same token has started before, if it has.
-    async fn same_job(self: &Arc<Self>, job: JobId, request: &CopyRequest) -> Result<Option<Job>> {
+    async fn same_job(self: &Arc<Self>, request: &CopyRequest) -> Result<Option<Job>> {
+        let Some(token) = &request.options.token else { return Ok(None) };
+        let job = job_of_token(token);
         let live = self.live().get(&job).cloned();
         let earlier = match &live {
             Some(entry) => Some(entry.spec.clone()),
@@ -148,7 +155,13 @@ impl Inner {
         for found in target_region.recover(Some(job)).await? {
             self.note_recovered(&*target_region, &found).await?;
             match found.settled {
-                Settled::Kept => return self.go_on(spec, target_region).await,
+                Settled::Kept => match self.go_on(spec.clone(), target_region.clone()).await {
+                    // Somebody else has ended it while we looked at the source: see below how.
+                    Err(error)
+                        if error.kind() == ErrorKind::NotFound
+                            && target_region.job(job).await?.is_none() => {}
+                    gone_on => return gone_on,
+                },
                 Settled::Failed(error) => return Err(error),
                 Settled::Running => {
                     return Err(Error::new(ErrorKind::Busy, format!("resume job {job}"))
@@ -175,7 +188,7 @@ impl Inner {
                 .within(source.location())
                 .hint("cancel the job and copy again"));
         }
-        let target = target_region.stage(&spec).await?;
+        let target = target_region.reopen(&spec).await?;
         let record = JobRecord::new(spec.clone(), JobState::Queued);
         self.index.write(record).await?;
         let throttles = self.throttles_of(&spec);

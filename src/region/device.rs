@@ -288,11 +288,17 @@ impl Region for DeviceRegion {
 
     fn stage<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
         let spec = spec.clone();
+        self.with(move |shared| shared.stage(&spec)?.into_target())
+    }
+
+    fn reopen<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
+        let spec = spec.clone();
         self.with(move |shared| {
-            let stage = Arc::new(shared.stage(&spec)?);
-            let file = LocalFile::of(stage.device.clone())?;
-            let target: Arc<dyn Target> = Arc::new(DeviceTarget { stage, file });
-            Ok(target)
+            let stage = shared.find(spec.job)?.ok_or_else(|| {
+                Error::new(ErrorKind::NotFound, format!("take over job {}", spec.job))
+                    .hint("nothing of it is staged any more")
+            })?;
+            shared.take_over(stage, &spec)?.into_target()
         })
     }
 
@@ -350,6 +356,12 @@ struct DeviceStage {
 }
 
 impl DeviceStage {
+    fn into_target(self) -> Result<Arc<dyn Target>> {
+        let stage = Arc::new(self);
+        let file = LocalFile::of(stage.device.clone())?;
+        Ok(Arc::new(DeviceTarget { stage, file }))
+    }
+
     fn new(
         shared: &Arc<Shared>,
         stage: Stage,

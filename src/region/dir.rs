@@ -144,6 +144,16 @@ impl Region for DirRegion {
         })
     }
 
+    fn reopen<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
+        let spec = spec.clone();
+        self.with(move |shared| {
+            let stage = shared.store.reopen(&spec)?;
+            let location = shared.location_of(&spec.target.image);
+            let target: Arc<dyn Target> = Arc::new(StageTarget::new(stage, location)?);
+            Ok(target)
+        })
+    }
+
     fn list(&self) -> BoxFuture<'_, Result<Vec<ImageInfo>>> {
         self.with(Shared::list)
     }

@@ -121,6 +121,15 @@ impl Region for FileRegion {
         })
     }
 
+    fn reopen<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
+        let (spec, location, store) = (spec.clone(), self.location.clone(), self.store.clone());
+        self.with(move |_, _| {
+            let stage = store.reopen(&spec)?;
+            let target: Arc<dyn Target> = Arc::new(StageTarget::new(stage, location)?);
+            Ok(target)
+        })
+    }
+
     fn list(&self) -> BoxFuture<'_, Result<Vec<ImageInfo>>> {
         let path = self.path.clone();
         self.with(move |_, _| {

@@ -292,6 +292,16 @@ impl Region for MemoryRegion {
         })
     }
 
+    fn reopen<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
+        self.at(|state| {
+            state.staged(spec.job)?;
+            let owner = state.stage(spec)?;
+            let target: Arc<dyn Target> =
+                Arc::new(MemoryTarget { region: self.clone(), spec: spec.clone(), owner });
+            Ok(target)
+        })
+    }
+
     fn list(&self) -> BoxFuture<'_, Result<Vec<ImageInfo>>> {
         self.at(|state| {
             let info = |(id, image): (&ImageId, &Image)| match &image.manifest {

@@ -291,6 +291,18 @@ pub trait Region: Debug + Send + Sync {
     /// Restartable: a stage may have been made; the same call again takes it over.
     fn stage<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>>;
 
+    /// Reopens what the job has staged, and owns it.
+    ///
+    /// Unlike [`Region::stage`] it never stages anew: a job that was cancelled and cleaned in the
+    /// meantime must not come back.
+    ///
+    /// # Errors
+    /// `NotFound` when nothing of the job is staged; otherwise as [`Region::stage`].
+    ///
+    /// # Cancel safety
+    /// Safe: a target that nobody takes is dropped.
+    fn reopen<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>>;
+
     /// The committed images.
     fn list(&self) -> BoxFuture<'_, Result<Vec<ImageInfo>>>;
 

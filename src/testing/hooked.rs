@@ -126,6 +126,16 @@ impl Region for Hooked {
         })
     }
 
+    fn reopen<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
+        self.calls.around("reopen", move || {
+            Box::pin(async move {
+                let (inner, calls) = (self.inner.reopen(spec).await?, self.calls.clone());
+                let target: Arc<dyn Target> = Arc::new(HookedTarget { inner, calls });
+                Ok(target)
+            })
+        })
+    }
+
     fn list(&self) -> BoxFuture<'_, Result<Vec<ImageInfo>>> {
         self.calls.around("list", || self.inner.list())
     }

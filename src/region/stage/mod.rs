@@ -93,6 +93,17 @@ impl StageStore {
         self.create(&parent, spec, name)
     }
 
+    /// Takes over what the job has staged; [`ErrorKind::NotFound`] when there is nothing of it.
+    pub(crate) fn reopen(self: &Arc<Self>, spec: &JobSpec) -> Result<OwnedStage> {
+        let gone = || {
+            Error::new(ErrorKind::NotFound, format!("take over job {}", spec.job))
+                .hint("nothing of it is staged any more")
+        };
+        let stage = self.find(spec.job)?.ok_or_else(gone)?;
+        let (journal, restored) = self.open_restoring(&stage, spec)?.ok_or_else(gone)?;
+        OwnedStage::take_over(self, stage, journal, restored)
+    }
+
     /// One stage per name: a rival that is only waiting to be cleaned is cleaned, any other is `Busy`.
     fn refuse_rivals(&self, job: JobId, name: &str) -> Result<()> {
         for rival in self.stages()?.into_iter().filter(|rival| *rival != job) {
