@@ -396,3 +396,26 @@ async fn a_hook_that_is_left_alone_changes_nothing() {
         Some(ErrorKind::Exists)
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_checkpoint_covers_only_what_a_sync_has_made_durable() {
+    let play = Play::new("n");
+    let told: Arc<Mutex<Vec<Point>>> = Arc::default();
+    let tell = told.clone();
+    let hook: Hook = Arc::new(move |point| {
+        tell.lock().unwrap().push(point);
+        Ok(())
+    });
+    let engine = play.engine(hook).await;
+    let job = play.start(&engine).await.unwrap();
+    committed(ended(&job).await);
+    let told = told.lock().unwrap().clone();
+    let kept = |point: &&Point| matches!(point.operation, "sync" | "checkpoint" | "commit");
+    let order: Vec<_> = told.iter().filter(kept).map(|p| (p.operation, p.when)).collect();
+    let (sides, pair) = ([When::Before, When::After], ["sync", "checkpoint"]);
+    let round: Vec<_> = pair.iter().flat_map(|name| sides.map(|when| (*name, when))).collect();
+    let (rounds, commit) = order.split_at(order.len() - 2);
+    assert!(rounds.len() >= 4, "{order:?}");
+    assert!(rounds.chunks(4).all(|one| one == round), "sync, then checkpoint: {order:?}");
+    assert_eq!(commit, sides.map(|when| ("commit", when)), "everything is on record by then");
+}

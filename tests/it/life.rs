@@ -588,3 +588,45 @@ async fn a_copy_onto_itself_or_from_nowhere_is_refused() {
     .await;
     assert!(matches!(engine.resume(id).await.unwrap().outcome(), Some(JobOutcome::Committed(_))));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_checkpoint_covers_is_blank_again_after_a_resume() {
+    for target in ["b/disk", "target/image"] {
+        let world = World::in_memory();
+        // The second half is a hole: nobody writes there, so nothing may be there already.
+        fs::write(world.source(), noise(1, MIB)).unwrap();
+        fs::OpenOptions::new().write(true).open(world.source()).unwrap().set_len(2 * MIB).unwrap();
+        let engine = world.engine().await;
+        engine.limit_engine(rate(1));
+        let job = engine.copy(request("source/image", target, small())).await.unwrap();
+        drop(engine);
+        let (name, folder) = match target {
+            "b/disk" => ("b", format!("b/.blockferry/stage/{}/image", job.id())),
+            _ => ("target", format!("files/.blockferry-{}", job.id())),
+        };
+        let place = world.region(name);
+        until("the crashed engine lets go", async || {
+            place.job(job.id()).await.unwrap().is_some_and(|staged| !staged.owned)
+        })
+        .await;
+        // As a late write, or one that no checkpoint came to cover.
+        let data = world.path(&folder).join("data");
+        let file = fs::OpenOptions::new().write(true).open(&data).unwrap();
+        let last = 2 * MIB - 100 * KIB;
+        std::os::unix::fs::FileExt::write_all_at(&file, &noise(9, 100 * KIB), last).unwrap();
+        drop(file);
+        let other = world.engine().await;
+        // The hole may be on record by now; then those bytes are damage, and no leftover.
+        let covered =
+            place.job(job.id()).await.unwrap().is_some_and(|staged| {
+                staged.progress.is_some_and(|progress| progress.zero_bytes > 0)
+            });
+        assert!(!covered, "the crash came too late for this test");
+        committed(ended(&resumed(&other, &job).await).await);
+        let copied = match name {
+            "b" => world.data_of("b", "disk"),
+            _ => world.target(),
+        };
+        assert_same(&world.source(), &copied);
+    }
+}
