@@ -36,11 +36,16 @@ pub(crate) struct Ends {
 pub(crate) async fn drive(engine: Arc<Inner>, entry: Arc<Entry>, ends: Ends) {
     let crash = engine.crash.clone();
     tokio::select! {
-        () = crash.cancelled() => {}
         () = live(&engine, &entry, ends) => {}
+        () = crash.cancelled() => {
+            // Handles of the job may live on: they must not keep the stage, nor wait for ever.
+            entry.let_go();
+            let error = Error::new(ErrorKind::Unavailable, "go on with the copy")
+                .within(entry.spec.target.to_string())
+                .hint("its engine was dropped; resume the job with another");
+            entry.end(JobOutcome::Failed { error: Arc::new(error), resumable: true });
+        }
     }
-    // Also after a crash: handles of the job may live on, and must not keep the stage.
-    entry.let_go();
 }
 
 async fn live(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: Ends) {

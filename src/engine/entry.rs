@@ -210,7 +210,8 @@ impl Job {
         self.entry.outcome()
     }
 
-    /// Waits until it has ended or come to rest.
+    /// Waits until it has ended or come to rest. When the engine is dropped meanwhile, that is
+    /// [`JobOutcome::Failed`] and resumable.
     ///
     /// # Cancel safety
     /// Safe: a dropped wait has no effect on the job.

@@ -399,6 +399,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         // As a crash: nothing is torn down in order, so that there is one path to test, recovery.
+        self.inner.pool.close();
         self.inner.crash.cancel();
     }
 }

@@ -2,6 +2,8 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -24,23 +26,31 @@ type Work = Box<dyn FnOnce(&mut Scratch) + Send>;
 pub(crate) struct Pool {
     queue: Sender<Work>,
     threads: usize,
+    closed: Arc<AtomicBool>,
 }
 
 impl Pool {
     pub(crate) fn start(threads: usize) -> Result<Self> {
         let (queue, work) = unbounded();
+        let closed = Arc::new(AtomicBool::new(false));
         for number in 0..threads {
             let work: Receiver<Work> = work.clone();
+            let closed = closed.clone();
             thread::Builder::new()
                 .name(format!("blockferry-{number}"))
-                .spawn(move || run(&work))
+                .spawn(move || run(&work, &closed))
                 .map_err(|error| Error::io("start a worker thread", error))?;
         }
-        Ok(Self { queue, threads })
+        Ok(Self { queue, threads, closed })
     }
 
     pub(crate) fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// Drops what is queued, as a crash would. What is under way runs to its end.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Relaxed);
     }
 
     /// Runs work on a thread of the pool, in the order of asking.
@@ -65,10 +75,12 @@ impl Pool {
     }
 }
 
-fn run(work: &Receiver<Work>) {
+fn run(work: &Receiver<Work>, closed: &AtomicBool) {
     let mut scratch = Scratch { piece: vec![0; PIECE_BYTES].into_boxed_slice() };
     while let Ok(work) = work.recv() {
-        work(&mut scratch);
+        if !closed.load(Relaxed) {
+            work(&mut scratch);
+        }
     }
 }
 

@@ -7,18 +7,16 @@
 //! # The contract
 //!
 //! * **A stage is invisible.** Until [`Target::commit`] decides, [`Region::open`], [`Region::list`]
-//!   and [`Region::locate`]
-//! show nothing of it but the claim. A region that cannot hide a stage says so in
-//! [`Capabilities::atomic_commit`].
+//!   and [`Region::locate`] show nothing of it but the claim. A region that cannot hide a stage says
+//!   so in [`Capabilities::atomic_commit`].
 //! * **One stage per image.** While a job has an image staged, [`Region::stage`] for the same image
-//!   by another job is
-//! [`Busy`](crate::ErrorKind::Busy); once the image is committed it is
-//! [`Exists`](crate::ErrorKind::Exists).
+//!   by another job is [`Busy`](crate::ErrorKind::Busy); once the image is committed it is
+//!   [`Exists`](crate::ErrorKind::Exists).
 //! * **One owner per stage.** While a target is alive, [`Region::stage`] for its job is `Busy`, in
 //!   every process.
 //! * **One decision.** [`Target::commit`] and [`Region::cancel`] meet at one point, and exactly one
-//!   of them wins, in every
-//!   process and after every crash. Both may be called again and answer the same.
+//!   of them wins, in every process and after every crash. Both may be called again and answer the
+//!   same.
 //! * **Durable means durable.** What [`Target::sync`] and [`Target::checkpoint`] have returned for
 //!   survives power loss.
 //! * **Dropping a target is a crash**: its stage stays and can be reopened.

@@ -25,9 +25,7 @@ fn world(image_bytes: u64) -> World {
 
 /// An engine that makes a checkpoint of whatever there is, often.
 async fn eager(world: &World) -> Engine {
-    world
-        .engine_with(world.options().with_checkpoint(64 * KIB, Duration::from_millis(10)))
-        .await
+    world.engine_with(world.options().with_checkpoint(64 * KIB, Duration::from_millis(10))).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -329,9 +327,9 @@ async fn a_token_is_known_when_the_source_is_gone_and_told_from_other_chunk_size
     let job = engine.copy(asked()).await.unwrap();
     committed(ended(&job).await);
     let mut other = asked();
-    other.options = CopyOptions::new().with_token("the token").with_chunk_size(
-        blockferry::geometry::ChunkSize::from_bytes(128 * KIB).unwrap(),
-    );
+    other.options = CopyOptions::new()
+        .with_token("the token")
+        .with_chunk_size(blockferry::geometry::ChunkSize::from_bytes(128 * KIB).unwrap());
     assert_eq!(kind(engine.copy(other).await), Some(ErrorKind::Invalid));
     fs::remove_file(world.source()).unwrap();
     let again = engine.copy(asked()).await.unwrap();
@@ -375,43 +373,50 @@ async fn recover_rebuilds_an_index_that_was_lost() {
     assert!(other.recover(&region("b")).await.unwrap().is_empty());
 }
 
-/// How long a copy takes by the paused clock.
-async fn simulated(engine: &Engine, target: &str, options: CopyOptions) -> f64 {
+/// How many seconds a copy takes.
+async fn seconds(engine: &Engine, target: &str, options: CopyOptions) -> f64 {
     let began = Instant::now();
     let job = engine.copy(request("m/disk", target, options)).await.unwrap();
-    committed(job.wait().await);
+    committed(ended(&job).await);
     began.elapsed().as_secs_f64()
 }
 
-// A paused clock jumps whenever nothing is ready; so it may jump while a thread works, but never
-// backwards: what takes ten seconds of it at least was held back.
-#[tokio::test(start_paused = true)]
-async fn limits_of_engine_region_and_job_hold() {
-    let world = World::in_memory();
-    world.m.insert(&image("disk"), noise(1, 10 * MIB));
-    let engine = world.engine().await;
-    let holds = |seconds: f64| assert!((9.5..=11.5).contains(&seconds), "{seconds} s");
-    holds(simulated(&engine, "n/1", small().with_limits(rate(MIB))).await);
-    engine.limit_engine(rate(MIB));
-    holds(simulated(&engine, "n/2", small()).await);
-    engine.limit_engine(Limits::NONE);
-    for name in ["m", "n"] {
-        engine.limit_region(&region(name), rate(MIB)).unwrap();
-        holds(simulated(&engine, &format!("n/of-{name}"), small()).await);
-        engine.limit_region(&region(name), Limits::NONE).unwrap();
-    }
-    // 160 chunks at 16 a second.
-    let ops = Limits::NONE.with_ops_per_sec(16);
-    holds(simulated(&engine, "n/3", small().with_limits(ops)).await);
-    let free = simulated(&engine, "n/4", small()).await;
-    assert!(free < 3.0, "{free} s");
+/// Never faster than the limit, but for what an idle bucket saves up; and not much slower.
+#[track_caller]
+fn holds(seconds: f64, wanted: f64) {
+    assert!((wanted - 0.2..wanted * 3.0 + 1.0).contains(&seconds), "{seconds} s for {wanted} s");
 }
 
-#[tokio::test(start_paused = true)]
+// The pool's threads are none of the runtime's, so a paused clock would run ahead of them: these
+// take their time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_of_engine_region_and_job_hold() {
+    let world = World::in_memory();
+    world.m.insert(&image("disk"), noise(1, 2 * MIB));
+    let engine = world.engine().await;
+    for target in ["n/1", "b/1"] {
+        holds(seconds(&engine, target, small().with_limits(rate(4 * MIB))).await, 0.5);
+    }
+    engine.limit_engine(rate(4 * MIB));
+    holds(seconds(&engine, "n/2", small()).await, 0.5);
+    engine.limit_engine(Limits::NONE);
+    for name in ["m", "n"] {
+        engine.limit_region(&region(name), rate(4 * MIB)).unwrap();
+        holds(seconds(&engine, &format!("n/of-{name}"), small()).await, 0.5);
+        engine.limit_region(&region(name), Limits::NONE).unwrap();
+    }
+    // 32 chunks at 64 a second.
+    let ops = Limits::NONE.with_ops_per_sec(64);
+    holds(seconds(&engine, "n/3", small().with_limits(ops)).await, 0.5);
+    let free = seconds(&engine, "n/4", small()).await;
+    assert!(free < 0.4, "{free} s without a limit");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_limit_of_an_engine_is_for_all_its_jobs_together() {
     let world = World::in_memory();
-    world.m.insert(&image("disk"), noise(1, 4 * MIB));
-    let engine = world.engine_with(world.options().with_limits(rate(2 * MIB))).await;
+    world.m.insert(&image("disk"), noise(1, MIB));
+    let engine = world.engine_with(world.options().with_limits(rate(4 * MIB))).await;
     let began = Instant::now();
     let mut jobs = Vec::new();
     for n in 0..5 {
@@ -419,46 +424,44 @@ async fn the_limit_of_an_engine_is_for_all_its_jobs_together() {
         jobs.push(engine.copy(request("m/disk", &target, small())).await.unwrap());
     }
     for job in &jobs {
-        committed(job.wait().await);
+        committed(ended(job).await);
     }
-    let seconds = began.elapsed().as_secs_f64();
-    assert!((9.5..=11.5).contains(&seconds), "{seconds} s");
+    holds(began.elapsed().as_secs_f64(), 1.25);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limit_is_changed_while_the_job_runs() {
     let world = World::in_memory();
-    world.m.insert(&image("disk"), noise(1, 10 * MIB));
+    world.m.insert(&image("disk"), noise(1, 4 * MIB));
     let engine = world.engine().await;
     let began = Instant::now();
-    let options = small().with_limits(rate(MIB));
+    let options = small().with_limits(rate(2 * MIB));
     let job = engine.copy(request("m/disk", "n/disk", options)).await.unwrap();
-    let mut watch = job.watch();
-    watch.wait_for(|progress| progress.read_bytes >= 5 * MIB).await.unwrap();
-    engine.limit(job.id(), rate(5 * MIB)).await.unwrap();
-    committed(job.wait().await);
+    until_read(&job, 2 * MIB).await;
+    engine.limit(job.id(), rate(20 * MIB)).await.unwrap();
+    committed(ended(&job).await);
     let seconds = began.elapsed().as_secs_f64();
-    assert!((5.5..=7.0).contains(&seconds), "{seconds} s");
+    assert!((0.9..=1.8).contains(&seconds), "{seconds} s");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_limit_survives_a_resume_from_the_first_byte_on() {
-    let world = World::in_memory();
-    world.m.insert(&image("disk"), noise(1, 10 * MIB));
-    let engine = world.engine().await;
-    // As first asked for, it would be done at once.
-    let options = small().with_limits(rate(1000 * MIB));
-    engine.limit_engine(rate(1));
-    let job = engine.copy(request("m/disk", "n/disk", options)).await.unwrap();
-    suspended(&job.suspend().await);
-    engine.limit(job.id(), rate(MIB)).await.unwrap();
-    engine.limit_engine(Limits::NONE);
-    let began = Instant::now();
-    let other = world.engine().await;
-    let job = other.resume(job.id()).await.unwrap();
-    committed(job.wait().await);
-    let seconds = began.elapsed().as_secs_f64();
-    assert!((9.0..=11.5).contains(&seconds), "{seconds} s");
+    for target in ["n/disk", "b/disk"] {
+        let world = World::in_memory();
+        world.m.insert(&image("disk"), noise(1, 2 * MIB));
+        let engine = world.engine().await;
+        // As first asked for, it would be done at once.
+        let options = small().with_limits(rate(1000 * MIB));
+        engine.limit_engine(rate(1));
+        let job = engine.copy(request("m/disk", target, options)).await.unwrap();
+        suspended(&job.suspend().await);
+        engine.limit(job.id(), rate(2 * MIB)).await.unwrap();
+        let began = Instant::now();
+        let other = world.engine().await;
+        let job = other.resume(job.id()).await.unwrap();
+        committed(ended(&job).await);
+        holds(began.elapsed().as_secs_f64(), 1.0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -584,4 +587,46 @@ async fn a_copy_onto_itself_or_from_nowhere_is_refused() {
     })
     .await;
     assert!(matches!(engine.resume(id).await.unwrap().outcome(), Some(JobOutcome::Committed(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_checkpoint_covers_is_blank_again_after_a_resume() {
+    for target in ["b/disk", "target/image"] {
+        let world = World::in_memory();
+        // The second half is a hole: nobody writes there, so nothing may be there already.
+        fs::write(world.source(), noise(1, MIB)).unwrap();
+        fs::OpenOptions::new().write(true).open(world.source()).unwrap().set_len(2 * MIB).unwrap();
+        let engine = world.engine().await;
+        engine.limit_engine(rate(1));
+        let job = engine.copy(request("source/image", target, small())).await.unwrap();
+        drop(engine);
+        let (name, folder) = match target {
+            "b/disk" => ("b", format!("b/.blockferry/stage/{}/image", job.id())),
+            _ => ("target", format!("files/.blockferry-{}", job.id())),
+        };
+        let place = world.region(name);
+        until("the crashed engine lets go", async || {
+            place.job(job.id()).await.unwrap().is_some_and(|staged| !staged.owned)
+        })
+        .await;
+        // As a late write, or one that no checkpoint came to cover.
+        let data = world.path(&folder).join("data");
+        let file = fs::OpenOptions::new().write(true).open(&data).unwrap();
+        let last = 2 * MIB - 100 * KIB;
+        std::os::unix::fs::FileExt::write_all_at(&file, &noise(9, 100 * KIB), last).unwrap();
+        drop(file);
+        let other = world.engine().await;
+        // The hole may be on record by now; then those bytes are damage, and no leftover.
+        let covered =
+            place.job(job.id()).await.unwrap().is_some_and(|staged| {
+                staged.progress.is_some_and(|progress| progress.zero_bytes > 0)
+            });
+        assert!(!covered, "the crash came too late for this test");
+        committed(ended(&resumed(&other, &job).await).await);
+        let copied = match name {
+            "b" => world.data_of("b", "disk"),
+            _ => world.target(),
+        };
+        assert_same(&world.source(), &copied);
+    }
 }

@@ -6,7 +6,15 @@
     reason = "a test says what it expects by failing where it is not so"
 )]
 
+mod cancel;
 mod cli;
 mod conformance;
 mod journal;
+mod life;
+mod model;
 mod places;
+mod shapes;
+mod source;
+mod space;
+mod verify;
+mod world;

@@ -97,8 +97,7 @@ async fn a_source_that_changed_while_suspended_is_not_gone_on_with() {
         suspended(&job.suspend().await);
         change(&world.source());
         let error = engine.resume(job.id()).await.unwrap_err();
-        let wanted =
-            if name == "remove" { ErrorKind::NotFound } else { ErrorKind::SourceChanged };
+        let wanted = if name == "remove" { ErrorKind::NotFound } else { ErrorKind::SourceChanged };
         assert_eq!(error.kind(), wanted, "{name}: {error:?}");
         let fact = match name {
             "truncate" => "size was 2097152, is 1048576",

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, ChunkIndex, ChunkRun, Geometry, to_u64, to_usize};
 use crate::job::Stall;
 use crate::manifest::Manifest;
-use crate::region::LocalFile;
+use crate::region::{LocalFile, Target};
 use crate::seal::{ChunkHasher, is_zero};
 
 use super::{check_vouched, enter, pass_throttle};
@@ -33,6 +33,9 @@ pub(super) struct Ends {
     /// The source's digests, where they are cut as we cut.
     vouched: Option<Arc<Manifest>>,
     counters: Arc<Counters>,
+    /// Keeps the stage owned until the last write under way has ended, also after a crash: nobody may
+    /// take a stage over while somebody still writes to it.
+    _owner: Arc<dyn Target>,
 }
 
 impl Ends {
@@ -47,6 +50,7 @@ impl Ends {
             blank: run.is_blank(),
             vouched: run.vouched(),
             counters: run.counters.clone(),
+            _owner: run.target.clone(),
         })
     }
 }
