@@ -7,8 +7,8 @@
 //! # The contract
 //!
 //! * **A stage is invisible.** Until [`Target::commit`] decides, [`Region::open`], [`Region::list`]
-//!   and [`Region::locate`] show nothing of it but the claim. A region that cannot hide a stage says
-//!   so in [`Capabilities::atomic_commit`].
+//!   and [`Region::locate`] show nothing of it but the claim. A region that cannot hide a stage
+//!   says so in [`Capabilities::atomic_commit`].
 //! * **One stage per image.** While a job has an image staged, [`Region::stage`] for the same image
 //!   by another job is [`Busy`](crate::ErrorKind::Busy); once the image is committed it is
 //!   [`Exists`](crate::ErrorKind::Exists).

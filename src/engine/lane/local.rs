@@ -33,8 +33,8 @@ pub(super) struct Ends {
     /// The source's digests, where they are cut as we cut.
     vouched: Option<Arc<Manifest>>,
     counters: Arc<Counters>,
-    /// Keeps the stage owned until the last write under way has ended, also after a crash: nobody may
-    /// take a stage over while somebody still writes to it.
+    /// Keeps the stage owned until the last write under way has ended, also after a crash: nobody
+    /// may take a stage over while somebody still writes to it.
     _owner: Arc<dyn Target>,
 }
 

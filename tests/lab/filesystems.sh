@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Copies, resumes and cancels on real file systems on loop devices: ext4, XFS, Btrfs; and onto a bare device.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+[ "$(id -u)" = 0 ] || { echo "skipped: filesystems needs root to mount"; exit 0; }
+missing() {
+    echo "skipped: $1"
+    [ -z "${BLOCKFERRY_REQUIRE_ALL:-}" ] || exit 1
+}
+install() {
+    command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || {
+        command -v apt-get >/dev/null &&
+            DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$2" >/dev/null
+    }
+}
+cargo build --quiet --release --locked --features cli
+ferry=$PWD/target/release/blockferry
+work=$(mktemp -d) passed=0
+devices=()
+clean() {
+    mountpoint -q "$work/mnt" && umount "$work/mnt"
+    for device in "${devices[@]}"; do losetup -d "$device" 2>/dev/null || true; done
+    rm -rf "$work"
+}
+trap clean EXIT
+export BLOCKFERRY_STATE_DIR=$work/state PATH=$PATH:/usr/sbin:/sbin
+mkdir "$work/mnt"
+loop() { # loop SIZE -> a loop device, in $device
+    truncate -s "$1" "$work/back.${#devices[@]}"
+    device=$(losetup --find --show "$work/back.${#devices[@]}")
+    devices+=("$device")
+}
+
+truncate -s 200000001 "$work/disk.raw"
+head -c 20000000 /dev/urandom | dd of="$work/disk.raw" bs=1M seek=3 conv=notrunc status=none
+head -c 5000000 /dev/urandom | dd of="$work/disk.raw" bs=1M seek=150 conv=notrunc status=none
+
+for kind in ext4 xfs btrfs; do
+    case $kind in
+    ext4) install mkfs.ext4 e2fsprogs; make=(mkfs.ext4 -q -F) ;;
+    xfs) install mkfs.xfs xfsprogs; make=(mkfs.xfs -q -f) ;;
+    btrfs) install mkfs.btrfs btrfs-progs; make=(mkfs.btrfs -q -f) ;;
+    esac
+    command -v "${make[0]}" >/dev/null || { missing "$kind: ${make[0]} is not installed"; continue; }
+    loop 600M
+    "${make[@]}" "$device"
+    mount "$device" "$work/mnt" 2>/dev/null || { missing "$kind: the kernel cannot mount it"; continue; }
+    region=$work/mnt/region
+    mkdir "$region"
+    "$ferry" copy "$work/disk.raw" "dir://$region/m-1" --verify full --json >"$work/out"
+    cmp "$work/disk.raw" "$region/m-1/data"
+    "$ferry" copy "dir://$region/m-1" "$work/mnt/back.raw" --json >"$work/out"
+    cmp "$work/disk.raw" "$work/mnt/back.raw"
+    # Holes stay holes: 25 MB of data, not 200.
+    [ "$(du -k "$region/m-1/data" | cut -f1)" -lt 40000 ]
+    "$ferry" copy "$work/disk.raw" "dir://$region/m-2" --rate 4MiB/s --progress none 2>/dev/null &
+    until "$ferry" jobs "dir://$region" --json | grep -q copying; do sleep 0.1; done
+    "$ferry" cancel "dir://$region/m-2" --json | grep -q '"clean":true'
+    wait $! && exit 1
+    [ "$(find "$region" -type f | wc -l)" = 2 ]
+    # Twice as large as what is left: no space, nothing lost, cancel is clean.
+    head -c 700000000 /dev/zero | tr '\0' x >"$work/large.raw"
+    code=0
+    "$ferry" copy "$work/large.raw" "dir://$region/m-3" --json >"$work/out" || code=$?
+    [ "$code" = 1 ] && grep -q '"kind":"no_space"' "$work/out"
+    "$ferry" cancel "dir://$region/m-3" --json | grep -q '"clean":true'
+    [ "$(find "$region" -type f | wc -l)" = 2 ]
+    rm "$work/large.raw"
+    umount "$work/mnt"
+    echo "$kind: copied, verified, holes kept, cancelled, no space"
+    passed=$((passed + 1))
+done
+
+# A bare device that held something else: no stale byte stays, and a rollback leaves zeros.
+loop 256M
+head -c 268435456 /dev/zero | tr '\0' y | dd of="$device" bs=1M status=none
+code=0
+"$ferry" copy "$work/disk.raw" "$device" --json >"$work/out" || code=$?
+[ "$code" = 2 ] && grep -q destructive "$work/out"
+"$ferry" copy "$work/disk.raw" "$device" --destructive --verify full --json >"$work/out"
+cmp -n 200000001 "$work/disk.raw" "$device"
+"$ferry" forget "$(python3 -c 'import json,sys; print(json.load(open(sys.argv[1]))["job"])' "$work/out")"
+"$ferry" copy "$work/disk.raw" "$device" --destructive --rate 4MiB/s --progress none 2>/dev/null &
+until "$ferry" jobs "$device" --json | grep -q copying; do sleep 0.1; done
+kill -9 $!
+wait $! 2>/dev/null || true
+"$ferry" cancel "$device" --json | grep -q '"clean":true'
+cmp -n 200000001 /dev/zero "$device"
+echo "block device: overwritten whole, killed, rolled back to zeros"
+passed=$((passed + 1))
+echo "$passed passed, 0 failed"
