@@ -26,7 +26,7 @@ field() { python3 -c 'import json,sys; print(json.load(sys.stdin)[sys.argv[1]])'
 kills=0 resumed=0 finished=0
 for cycle in $(seq "$cycles"); do
     target=dir://$work/region/m-$cycle
-    "$ferry" copy "$work/disk.raw" "$target" --rate 60MiB/s --chunk-size 1MiB \
+    "$ferry" copy "$work/disk.raw" "$target" --rate 40MiB/s --chunk-size 1MiB \
         --token "cycle-$cycle" --progress none >/dev/null 2>&1 &
     while :; do
         sleep "$((RANDOM % 2)).$(printf '%03d' $((RANDOM % 1000)))"
@@ -42,7 +42,7 @@ jobs = [j for j in json.load(sys.stdin)["jobs"] if j["destination"] == sys.argv[
 print(jobs[0]["job"] if jobs else "")' "$target")
         # Killed before start was acknowledged: the same token starts it.
         [ -n "$job" ] || { "$ferry" copy "$work/disk.raw" "$target" --token "cycle-$cycle" \
-            --rate 60MiB/s --chunk-size 1MiB --json >"$work/out"; break; }
+            --rate 40MiB/s --chunk-size 1MiB --json >"$work/out"; break; }
         if [ $((RANDOM % 3)) -eq 0 ]; then
             "$ferry" resume "$job" --progress none >/dev/null 2>&1 &
             continue
