@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 def main():
     options = parsed()
-    folder = tempfile.mkdtemp(prefix="blockferry-peers-", dir=options.folder or options.below)
+    folder = tempfile.mkdtemp(prefix="blockferry-peers-", dir=os.path.abspath(options.folder or options.below))
     try:
         report(options, compare(options, folder))
     finally:

@@ -234,6 +234,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn golden_bytes_of_a_record() {
+        let mut record = sample();
+        record.updated_unix_ms = 1_700_000_000_001;
+        let hash = blake3::hash(&record.encode()).to_string();
+        assert_eq!(
+            (record.encode().len(), hash.as_str()),
+            (437, "f9fe8c08d5bb0af998f2aa73914157d9e4aef600dd8958b9da907ad176095e19")
+        );
+    }
+
     #[tokio::test]
     async fn a_record_is_kept_until_it_is_too_old() {
         let temp = tempfile::tempdir().unwrap();

@@ -533,6 +533,18 @@ mod tests {
     }
 
     #[test]
+    fn golden_bytes_of_a_whole_journal() {
+        // Header, attempts, progress with data and zero runs, prepared: a change here is a new
+        // version.
+        let bytes = journal(&sample());
+        assert_eq!(bytes.len(), LOG + 5 * SECTOR);
+        assert_eq!(
+            blake3::hash(&bytes).to_string(),
+            "e57c0e5fcddf9a1bc85608fce5bb3c4b4454dee8ea895fbdfe12442e9e35bef8"
+        );
+    }
+
+    #[test]
     fn progress_outside_the_image_is_not_replayed() {
         let bytes = journal(&[Record::Progress(vec![zeros(10, 100)])]);
         // Its checksum holds, but what it says cannot be: it is a valid record after the end.

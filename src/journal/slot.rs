@@ -161,4 +161,19 @@ mod tests {
         let Slot::Written(payload) = open(SlotKind::Status, JOB, &sector) else { panic!() };
         assert_eq!(Status::decode(&payload).unwrap(), status);
     }
+
+    #[test]
+    fn golden_bytes_of_the_slots() {
+        let control =
+            Control { limits: Some(Limits::NONE.with_ops_per_sec(3)), suspend_epoch: None };
+        let status = Status { epoch: 7, progress: Progress::new(JobState::Copying, 1 << 30) };
+        let hash = |sector: [u8; SLOT_LEN]| blake3::hash(&sector).to_string();
+        let cancel = hash(seal(SlotKind::Cancel, JOB, &[]));
+        let control = hash(seal(SlotKind::Control, JOB, &control.encode()));
+        let status = hash(seal(SlotKind::Status, JOB, &status.encode()));
+        assert_eq!(
+            [cancel, control, status].map(|hex| hex[..16].to_owned()),
+            ["75483b7983653ca6", "4c4e2820fda8c665", "53a7a717f090b04f"]
+        );
+    }
 }
