@@ -33,7 +33,7 @@ pub(crate) struct Args {
     /// Size of chunks: a power of two from 64KiB to 64MiB [default: the source's, else 4MiB]
     #[arg(long, value_name = "SIZE")]
     chunk_size: Option<String>,
-    /// Copy at most that fast, such as 100MiB/s [default: no limit]
+    /// Copy at most that fast, such as 100MiB/s; 0 or none: no limit [default: none]
     #[arg(long, value_name = "RATE")]
     rate: Option<String>,
     /// Read back before commit: none, sample:5% or full
