@@ -254,6 +254,9 @@ fn bad_sources_and_destinations_are_refused_and_nothing_changes() {
     world.refused(&["copy", "disk.raw", "a"], 5, "exists");
     world.refused(&["copy", "disk.raw", &world.image("b", "taken")], 5, "exists");
     world.refused(&["copy", "disk.raw", "nowhere/x.raw"], 5, "not_found");
+    fs::create_dir_all(world.path("b/.blockferry/stage")).unwrap();
+    world.refused(&["copy", "disk.raw", "b/.blockferry/stage/x.raw"], 2, "invalid");
+    world.refused(&["copy", "disk.raw", &world.image("b/.blockferry", "x")], 2, "invalid");
     world.refused(&["copy", "disk.raw", &world.image("nowhere", "m-1")], 5, "not_found");
     world.refused(&["copy", "disk.raw", "disk.raw"], 2, "invalid");
     let inside = world.text("b/taken/inside.raw");
