@@ -144,7 +144,10 @@ fn absolute(text: &str, cwd: &str) -> Result<String> {
 /// The absolute path of a URL: no empty, `.` or `..` component, no control character.
 fn checked<'a>(text: &str, path: &'a str) -> Result<&'a str> {
     let Some(inner) = path.strip_prefix('/') else {
-        return Err(refuse(text, "after :// an absolute path must follow: write file:///PATH"));
+        return Err(refuse(
+            text,
+            "after :// an absolute path must follow, with three slashes in all",
+        ));
     };
     if inner.split('/').any(|part| matches!(part, "" | "." | ".."))
         || path.chars().any(char::is_control)
@@ -155,8 +158,8 @@ fn checked<'a>(text: &str, path: &'a str) -> Result<&'a str> {
 }
 
 fn unknown(text: &str, scheme: &str) -> Error {
-    refuse(text, "known schemes are file:// and dir://")
-        .because(Error::new(ErrorKind::Invalid, format!("know the scheme {}", shown(scheme))))
+    let what = format!("use {} as location: unknown scheme {}", shown(text), shown(scheme));
+    Error::new(ErrorKind::Invalid, what).hint("known schemes are file:// and dir://")
 }
 
 fn refuse(text: &str, hint: &'static str) -> Error {

@@ -12,6 +12,7 @@ const COLUMNS_MAX: usize = 100;
 const FILE_LINES_MAX: usize = 500;
 const FUNCTION_LINES_MAX: usize = 70;
 const ARROWS_PATH: &str = "src/manual/architecture.md";
+const GUARANTEES_PATH: &str = "src/manual/guarantees.md";
 
 /// No I/O, no clock, no randomness, no async: they say so in their first paragraph.
 const PURE_ROOMS: [&str; 17] = [
@@ -120,6 +121,13 @@ fn rooms_know_only_whom_they_may() -> io::Result<()> {
     let files = source_files(&["src"])?;
     let rooms: BTreeSet<String> = files.iter().filter_map(|file| room(&file.path)).collect();
     judge("arrows are those of the manual", &files, |file| arrows.breaches(file, &rooms))
+}
+
+#[test]
+fn proofs_exist() -> io::Result<()> {
+    let text = fs::read_to_string(root().join(GUARANTEES_PATH))?;
+    let manual = [Source::new(GUARANTEES_PATH, text)];
+    judge("what the guarantees name as proof has tests", &manual, missing_proofs)
 }
 
 #[test]
@@ -283,6 +291,25 @@ fn machine_names(file: &Source) -> Vec<String> {
             };
             if text.match_indices(folder.as_str()).any(absolute) {
                 breaches.push(file.at(line, format!("names the folder {folder}")));
+            }
+        }
+    }
+    breaches
+}
+
+/// Files named in backquotes that do not exist, or that lie in `src` and end without tests.
+fn missing_proofs(file: &Source) -> Vec<String> {
+    let mut breaches = Vec::new();
+    for (line, text) in numbered(&file.text) {
+        let quoted = text.split('`').skip(1).step_by(2);
+        let is_file = |name: &&str| name.ends_with(".rs") || name.ends_with(".sh");
+        for name in quoted.filter(is_file) {
+            match fs::read_to_string(root().join(name)) {
+                Err(_) => breaches.push(file.at(line, format!("{name} does not exist"))),
+                Ok(code) if name.starts_with("src/") && !code.contains("\nmod tests {") => {
+                    breaches.push(file.at(line, format!("{name} has no tests")));
+                }
+                Ok(_) => {}
             }
         }
     }
@@ -863,6 +890,12 @@ mod tests {
         assert_eq!(count(unfinished, "src/x.rs", "mktemp(\"a.XXXXXX\")"), 0);
         assert_eq!(count(silent_ignores, "tests/x.rs", "#[test] #[ignore] fn a() {}"), 1);
         assert_eq!(count(silent_ignores, "tests/x.rs", "#[ignore = \"slow\"] fn a() {}"), 0);
+    }
+
+    #[test]
+    fn missing_proofs_are_seen() {
+        let bad = "Proof: `src/nowhere.rs`, `src/lib.rs`,\n`tests/it/cancel.rs`, `src/id.rs`.";
+        assert_eq!(count(missing_proofs, "src/manual/guarantees.md", bad), 2);
     }
 
     #[test]

@@ -254,6 +254,9 @@ fn bad_sources_and_destinations_are_refused_and_nothing_changes() {
     world.refused(&["copy", "disk.raw", "a"], 5, "exists");
     world.refused(&["copy", "disk.raw", &world.image("b", "taken")], 5, "exists");
     world.refused(&["copy", "disk.raw", "nowhere/x.raw"], 5, "not_found");
+    fs::create_dir_all(world.path("b/.blockferry/stage")).unwrap();
+    world.refused(&["copy", "disk.raw", "b/.blockferry/stage/x.raw"], 2, "invalid");
+    world.refused(&["copy", "disk.raw", &world.image("b/.blockferry", "x")], 2, "invalid");
     world.refused(&["copy", "disk.raw", &world.image("nowhere", "m-1")], 5, "not_found");
     world.refused(&["copy", "disk.raw", "disk.raw"], 2, "invalid");
     let inside = world.text("b/taken/inside.raw");
@@ -305,8 +308,11 @@ fn unknown_jobs_are_not_found() {
     world.refused(&["limit", job, "--rate", "1MiB/s"], 5, "not_found");
     let answer = world.refused(&["cancel", job], 5, "not_found").json;
     assert_eq!((&answer["answer"], &answer["decided"]), (&"not_found".into(), &false.into()));
-    let answer = world.run(&["cancel", &world.image("a", "none")]);
-    assert_eq!((answer.code, &answer.json["answer"]), (Some(5), &"not_found".into()));
+    let answer = world.refused(&["cancel", &world.image("a", "none")], 5, "not_found").json;
+    assert_eq!((&answer["answer"], &answer["decided"]), (&"not_found".into(), &false.into()));
+    // The beginning of a job's number is taken for a file: the answer says how long a number is.
+    let answer = world.refused(&["cancel", "0123456789abcdef"], 5, "not_found");
+    assert!(answer.stderr.contains("32 hexadecimal digits"), "{}", answer.stderr);
     let answer = world.run(&["cancel", "disk.raw"]);
     assert_eq!((answer.code, &answer.json["answer"]), (Some(5), &"not_a_copy".into()));
 }
@@ -366,8 +372,8 @@ fn a_damaged_journal_is_corrupt_and_left_alone_until_cancelled() {
     // The first record of the log; a valid one follows it.
     patch(&journal, (48 << 10) + 40, &[0xff, 0xff]);
     world.refused(&["resume", &job], 1, "corrupt");
-    let found = world.run(&["recover", &format!("dir://{}", world.text("a"))]);
-    assert_eq!(found.code, Some(1), "{found:?}");
+    let region = format!("dir://{}", world.text("a"));
+    let found = world.refused(&["recover", &region], 1, "corrupt");
     assert_eq!(found.json["recovered"][0]["error"]["kind"], "corrupt");
     assert_eq!(world.good(&["cancel", &job])["clean"], true);
     assert_eq!(regular_files(&world.path("a")), 0);
@@ -642,6 +648,43 @@ impl World {
 // ---- The rest ----
 
 #[test]
+fn memory_does_not_grow_with_the_image() {
+    let world = World::new();
+    File::options().write(true).open(world.path("disk.raw")).unwrap().set_len(1 << 40).unwrap();
+    // What a process may write to at all: its heap, and 2 MiB of stack for each thread.
+    let script = "ulimit -d $((96 * 1024)) && exec \"$0\" \"$@\"";
+    let mut command = Command::new("bash");
+    command.args(["-c", script, BINARY, "copy", "disk.raw", &world.image("a", "m-1")]);
+    command.args(["--threads", "2", "--chunk-size", "1MiB", "--verify", "sample:10%", "--json"]);
+    command.env("BLOCKFERRY_STATE_DIR", world.path("state")).current_dir(world.temp.path());
+    let told = ran(command);
+    assert_eq!(told.code, Some(0), "{told:?}");
+    assert_eq!(count(&told.json, "image_bytes"), 1 << 40);
+    assert_eq!(count(&told.json, "chunks"), 1 << 20);
+}
+
+#[test]
+fn a_token_is_kept_nowhere() {
+    let world = World::new();
+    let token = "order-4711-and-not-a-letter-of-it";
+    let more = ["--token", token];
+    let (child, job) = world.caught("disk.raw", &world.image("a", "m-1"), &more);
+    signal(&child, "-INT");
+    let told = ended(child);
+    assert_eq!(told.code, Some(3), "{told:?}");
+    let shown = world.good(&["show", &job]).to_string();
+    assert!(shown.contains("\"has_token\":true"), "{shown}");
+    assert!(![told.stdout, told.stderr, shown].iter().any(|text| text.contains(token)));
+    let kept = files_below(world.temp.path()).into_iter().filter(|(_, len)| *len < MIB);
+    let kept: Vec<_> = kept.map(|(path, _)| path).collect();
+    assert!(kept.len() >= 2, "a journal and a job record: {kept:?}");
+    for path in kept {
+        let bytes = fs::read(&path).unwrap();
+        assert!(!bytes.windows(token.len()).any(|found| found == token.as_bytes()), "{path:?}");
+    }
+}
+
+#[test]
 fn a_reader_that_went_away_is_no_panic() {
     let mut command = Command::new(BINARY);
     command.args(["completions", "bash"]);
@@ -649,6 +692,16 @@ fn a_reader_that_went_away_is_no_panic() {
     drop(child.stdout.take());
     let told = ended(child);
     assert_eq!((told.code, told.stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn an_answer_that_cannot_be_printed_is_a_failure_of_those_who_only_tell() {
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = Command::new(BINARY).args(["completions", "bash"]).stdout(full()).output();
+    let output = output.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
+    assert!(said.contains("write to stdout"), "{said}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ install() {
     }
 }
 cargo build --quiet --release --locked --features cli
-ferry=$PWD/target/release/blockferry
+ferry=$(realpath "${CARGO_TARGET_DIR:-target}")/release/blockferry
 work=$(mktemp -d) passed=0
 devices=()
 clean() {

@@ -7,7 +7,7 @@ cycles=${CYCLES:-25} seed=${SEED:-$RANDOM}
 RANDOM=$seed
 echo "kill9: $cycles cycles, SEED=$seed"
 cargo build --quiet --release --locked --features cli
-ferry=$PWD/target/release/blockferry
+ferry=$(realpath "${CARGO_TARGET_DIR:-target}")/release/blockferry
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export BLOCKFERRY_STATE_DIR=$work/state

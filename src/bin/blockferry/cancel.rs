@@ -1,7 +1,7 @@
 //! `cancel`: decides that a copy shall never commit, and sees its stage removed.
 
 use blockferry::engine::{CancelAnswer, CancelReply, Engine};
-use blockferry::{ErrorKind, Result};
+use blockferry::{Error, ErrorKind, Result};
 use serde_json::json;
 
 use crate::context::{Common, Context, Subject, subject};
@@ -36,14 +36,31 @@ pub(crate) async fn run(args: Args) -> Result<Report> {
     let context = Context::new(&args.common)?;
     let engine = context.engine().await?;
     match cancel(&context, &engine, &subject, args.region.as_deref()).await {
+        Ok(reply) if reply.answer == CancelAnswer::NotFound => {
+            Ok(failed(&subject, &unknown(&subject)))
+        }
         Ok(reply) => Ok(report(&subject, reply)),
-        Err(error) => {
-            let mut fields = Shape::Cancel.blank();
-            note_job(&mut fields, &subject, None);
-            if error.kind() == ErrorKind::NotFound {
-                fields.insert("answer".into(), CancelAnswer::NotFound.name().into());
-            }
-            Ok(Report::failed(fields, &error))
+        Err(error) => Ok(failed(&subject, &error)),
+    }
+}
+
+fn failed(subject: &Subject, error: &Error) -> Report {
+    let mut fields = Shape::Cancel.blank();
+    note_job(&mut fields, subject, None);
+    if error.kind() == ErrorKind::NotFound {
+        fields.insert("answer".into(), CancelAnswer::NotFound.name().into());
+    }
+    Report::failed(fields, error)
+}
+
+fn unknown(subject: &Subject) -> Error {
+    match subject {
+        Subject::Job(job) => Error::new(ErrorKind::NotFound, format!("find job {job}"))
+            .hint("`blockferry jobs` lists the known ones"),
+        Subject::Destination(endpoint) => {
+            Error::new(ErrorKind::NotFound, "find a copy or an image to cancel")
+                .within(endpoint.to_string())
+                .hint("`blockferry jobs` lists the known ones; a job has 32 hexadecimal digits")
         }
     }
 }
@@ -106,7 +123,6 @@ fn words(subject: &Subject, reply: CancelReply) -> String {
             format!("{what}: had been cancelled before; {}", rest(clean))
         }
         CancelAnswer::AlreadyCommitted => format!("{what}: it has committed; the image stays"),
-        CancelAnswer::NotFound => format!("{what}: no such copy and no such image"),
         CancelAnswer::NotACopy => format!("{what}: the image there was not made by a copy"),
         _ => format!("{what}: it has failed and left nothing to cancel"),
     }

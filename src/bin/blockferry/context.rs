@@ -38,21 +38,23 @@ pub(crate) enum Subject {
 
 impl Context {
     pub(crate) fn new(common: &Common) -> Result<Self> {
-        if let Some(dir) = &common.state_dir {
-            let state_dir = std::path::absolute(dir)
-                .map_err(|e| Error::io("use the state folder", e).within(shown(dir)))?;
-            return Ok(Self { state_dir, given: true });
-        }
-        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        let state_dir = set("BLOCKFERRY_STATE_DIR")
-            .map(PathBuf::from)
-            .or_else(|| set("XDG_STATE_HOME").map(|dir| Path::new(&dir).join("blockferry")))
-            .or_else(|| set("HOME").map(|dir| Path::new(&dir).join(".local/state/blockferry")));
+        let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        // As XDG has it, a path that is not absolute is ignored.
+        let folder = |name| set(name).filter(|path| path.is_absolute());
+        let given = common.state_dir.is_some();
+        let state_dir = common
+            .state_dir
+            .clone()
+            .or_else(|| set("BLOCKFERRY_STATE_DIR"))
+            .or_else(|| folder("XDG_STATE_HOME").map(|dir| dir.join("blockferry")))
+            .or_else(|| folder("HOME").map(|dir| dir.join(".local/state/blockferry")));
         let state_dir = state_dir.ok_or_else(|| {
             Error::new(ErrorKind::Invalid, "find the state folder: HOME is not set")
                 .hint("give --state-dir DIR or set BLOCKFERRY_STATE_DIR")
         })?;
-        Ok(Self { state_dir, given: false })
+        let state_dir = std::path::absolute(&state_dir)
+            .map_err(|e| Error::io("use the state folder", e).within(shown(&state_dir)))?;
+        Ok(Self { state_dir, given })
     }
 
     /// The line that goes on with `verb` on a job, to paste into a shell.
@@ -163,7 +165,7 @@ impl Context {
         latest.map(|info| info.spec).ok_or_else(|| {
             Error::new(ErrorKind::NotFound, "find a copy to that destination")
                 .within(endpoint.to_string())
-                .hint("`blockferry jobs` lists the known ones")
+                .hint("`blockferry jobs` lists the known ones; a job has 32 hexadecimal digits")
         })
     }
 }

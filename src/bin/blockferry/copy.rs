@@ -2,6 +2,7 @@
 
 use blockferry::engine::CopyRequest;
 use blockferry::geometry::ChunkSize;
+use blockferry::job::Endpoint;
 use blockferry::options::{CopyOptions, Limits, Verify, parse_bytes, parse_rate};
 use blockferry::{Error, ErrorKind, Result};
 
@@ -33,7 +34,7 @@ pub(crate) struct Args {
     /// Size of chunks: a power of two from 64KiB to 64MiB [default: the source's, else 4MiB]
     #[arg(long, value_name = "SIZE")]
     chunk_size: Option<String>,
-    /// Copy at most that fast, such as 100MiB/s [default: no limit]
+    /// Copy at most that fast, such as 100MiB/s; 0 or none: no limit [default: none]
     #[arg(long, value_name = "RATE")]
     rate: Option<String>,
     /// Read back before commit: none, sample:5% or full
@@ -58,6 +59,7 @@ pub(crate) async fn run(args: Args) -> Result<Report> {
     let interrupts = Interrupts::catch()?;
     let options = options_of(&args)?;
     let (source, target) = (endpoint(&args.source)?, endpoint(&args.target)?);
+    refuse_ours(&target)?;
     let context = Context::new(&args.common)?;
     let threads = args.running.threads;
     let engine = context.engine_with(|options| options.with_threads(threads)).await?;
@@ -65,6 +67,17 @@ pub(crate) async fn run(args: Args) -> Result<Report> {
     context.register(&engine, &target).await?;
     let job = engine.copy(CopyRequest::new(source, target, options)).await?;
     Ok(follow(&job, &args.running, interrupts, &context, args.common.json).await)
+}
+
+/// What lies among stages is taken for one, and removed as one.
+fn refuse_ours(target: &Endpoint) -> Result<()> {
+    let is_ours = |part: &str| part == ".blockferry" || part.starts_with(".blockferry-");
+    if !target.region.as_str().split('/').any(is_ours) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Invalid, "copy into a folder that holds stages")
+        .within(target.to_string())
+        .hint("no part of the path may be .blockferry or begin with .blockferry-"))
 }
 
 fn options_of(args: &Args) -> Result<CopyOptions> {

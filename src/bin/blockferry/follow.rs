@@ -79,7 +79,7 @@ pub(crate) async fn follow(
     let began = Instant::now();
     if !json && job.outcome().is_none() {
         let spec = job.spec();
-        out::note(&format!("job {} started; {} to {}", job.id(), spec.source, spec.target));
+        out::note(&format!("job {}: {} to {}", job.id(), spec.source, spec.target));
     }
     let mut progress = Progress::new(running.progress, job);
     let outcome = {

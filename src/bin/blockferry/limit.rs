@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// The job, or the destination it copies to
     #[arg(value_name = "JOB")]
     job: String,
-    /// The new ceiling, such as 50MiB/s; none lifts it
+    /// The new ceiling, such as 50MiB/s; 0 or none lifts it
     #[arg(long, value_name = "RATE")]
     rate: String,
     #[command(flatten)]

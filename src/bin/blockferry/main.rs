@@ -35,12 +35,13 @@ Locations:
   dir:///srv/region-a/IMAGE        an image of a directory region; its root must exist
 
 Exit codes:
-  0  done
-  1  failed: the source changed, no space, no permission, corrupt data, I/O
-  2  usage: the request can never succeed as given
-  3  suspended: `resume` goes on with it
-  4  the copy was cancelled and rolled back
-  5  refused: not found, exists, busy, not made by a copy
+  0    done
+  1    failed: the source changed, no space, no permission, corrupt data, I/O
+  2    usage: the request can never succeed as given
+  3    suspended: `resume` goes on with it
+  4    the copy was cancelled and rolled back
+  5    refused: not found, exists, busy, not made by a copy
+  130  a second interrupt: the copy was left as by a crash, `resume` goes on with it
 
 State is kept in --state-dir, else $BLOCKFERRY_STATE_DIR, else $XDG_STATE_HOME/blockferry, else
 ~/.local/state/blockferry. Journals live with the destination.
@@ -92,6 +93,18 @@ impl Verb {
         }
     }
 
+    /// Whether it changes nothing, so that what it prints is all there is to it.
+    fn only_tells(&self) -> bool {
+        matches!(
+            self,
+            Self::Jobs(_)
+                | Self::Show(_)
+                | Self::Digest(_)
+                | Self::Verify(_)
+                | Self::Completions(_)
+        )
+    }
+
     async fn run(self) -> Result<Report> {
         match self {
             Self::Copy(args) => Box::pin(copy::run(args)).await,
@@ -117,6 +130,7 @@ fn main() -> ExitCode {
         Err(error) => return usage::refuse(&error),
     };
     let (json, shape) = cli.verb.shape();
+    let only_tells = cli.verb.only_tells();
     let report = match Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Err(error) => Err(Error::io("start a runtime", error)),
         Ok(runtime) => {
@@ -126,5 +140,6 @@ fn main() -> ExitCode {
             report
         }
     };
-    report.unwrap_or_else(|error| Report::failed(shape.blank(), &error)).print(json)
+    let report = report.unwrap_or_else(|error| Report::failed(shape.blank(), &error));
+    report.only_tells(only_tells).print(json)
 }

@@ -22,13 +22,15 @@ pub(crate) const REFUSED: u8 = 5;
 pub(crate) type Fields = Map<String, Value>;
 
 /// What a verb has to say in the end.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Report {
     fields: Fields,
     lines: Vec<String>,
     /// On stderr, in either form.
     notes: Vec<String>,
     code: u8,
+    /// What it tells is all that the verb was for.
+    only_tells: bool,
 }
 
 /// Which fields a verb's JSON has, also when it fails.
@@ -80,22 +82,33 @@ impl Report {
     pub(crate) fn done(fields: Value, lines: Vec<String>) -> Self {
         let mut fields = object(fields);
         fields.insert("error".into(), Value::Null);
-        Self { fields, lines, notes: Vec::new(), code: DONE }
+        Self { fields, lines, code: DONE, ..Self::default() }
     }
 
     /// Text alone, as it is.
     pub(crate) fn text(text: String) -> Self {
-        Self { fields: Fields::new(), lines: vec![text], notes: Vec::new(), code: DONE }
+        Self { lines: vec![text], code: DONE, ..Self::default() }
     }
 
     pub(crate) fn failed(mut fields: Fields, error: &Error) -> Self {
         fields.insert("error".into(), error_value(error));
         let notes = vec![format!("blockferry: {}", error.report())];
-        Self { fields, lines: Vec::new(), notes, code: code_of(error.kind()) }
+        Self { fields, notes, code: code_of(error.kind()), ..Self::default() }
+    }
+
+    /// For a verb that changes nothing: an answer that cannot be printed is a failure.
+    pub(crate) fn only_tells(mut self, only_tells: bool) -> Self {
+        self.only_tells = only_tells;
+        self
     }
 
     pub(crate) fn with_code(mut self, code: u8) -> Self {
         self.code = code;
+        self
+    }
+
+    pub(crate) fn with_lines(mut self, lines: Vec<String>) -> Self {
+        self.lines.extend(lines);
         self
     }
 
@@ -104,15 +117,17 @@ impl Report {
         self
     }
 
-    /// Prints it, and gives the exit code.
+    /// Prints it, and gives the exit code: what was done counts, not whether it could be told.
     pub(crate) fn print(self, json: bool) -> ExitCode {
         self.notes.iter().for_each(|note| out::note(note));
-        if json {
-            out::line(&Value::Object(self.fields).to_string());
-        } else {
-            self.lines.iter().for_each(|line| out::line(line));
+        let lines = if json { vec![Value::Object(self.fields).to_string()] } else { self.lines };
+        match lines.iter().try_for_each(|line| out::line(line)) {
+            Ok(()) => ExitCode::from(self.code),
+            Err(error) => {
+                out::note(&format!("blockferry: {}", error.report()));
+                ExitCode::from(if self.only_tells { FAILED } else { self.code })
+            }
         }
-        ExitCode::from(self.code)
     }
 }
 
@@ -246,14 +261,14 @@ pub(crate) fn report_copy(job: &Job, outcome: &JobOutcome, elapsed: std::time::D
             let lines = vec![committed_line(job, receipt)];
             let warn = |warning: &String| format!("blockferry: warning: {warning}");
             let notes = receipt.warnings.iter().map(warn).collect();
-            Report { fields, lines, notes, code: DONE }
+            Report { fields, lines, notes, code: DONE, ..Report::default() }
         }
         JobOutcome::RolledBack { clean } => {
             fields.extend(object(ends));
             fields.insert("clean".into(), (*clean).into());
             let rest = if *clean { "nothing of it is left" } else { "its clean-up goes on" };
             let lines = vec![format!("cancelled {}: {rest}; job {}", spec.target, job.id())];
-            Report { fields, lines, notes: Vec::new(), code: ROLLED_BACK }
+            Report { fields, lines, code: ROLLED_BACK, ..Report::default() }
         }
         JobOutcome::Failed { error, resumable } => {
             fields.extend(object(ends));
@@ -264,7 +279,7 @@ pub(crate) fn report_copy(job: &Job, outcome: &JobOutcome, elapsed: std::time::D
         _ => {
             fields.extend(object(ends));
             let lines = vec![format!("suspended {}; job {}", spec.target, job.id())];
-            Report { fields, lines, notes: Vec::new(), code: SUSPENDED }
+            Report { fields, lines, code: SUSPENDED, ..Report::default() }
         }
     }
 }

@@ -5,7 +5,7 @@ use blockferry::{Error, Result};
 use serde_json::{Value, json};
 
 use crate::context::{Common, Context};
-use crate::output::{Report, code_of, error_value};
+use crate::output::{Report, error_value, object};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -13,7 +13,8 @@ Examples:
   blockferry recover /var/lib/images
 
 Finishes commits and cancels that were decided, lists what can be resumed, and brings the index up
-to date. It may be repeated, and interrupted, at any time.";
+to date. It may be repeated, and interrupted, at any time. What could not be settled is listed with
+the reason; the exit code is that of the first.";
 
 /// Settle what a crash has left in a region
 #[derive(Debug, clap::Args)]
@@ -36,11 +37,9 @@ pub(crate) async fn run(args: Args) -> Result<Report> {
     if lines.is_empty() {
         lines.push(format!("{name}: nothing is staged there"));
     }
-    let first = recovered.iter().find_map(failure);
-    let report = Report::done(fields, lines);
-    Ok(match first {
-        Some(error) => report.with_code(code_of(error.kind())),
-        None => report,
+    Ok(match recovered.iter().find_map(failure) {
+        Some(first) => Report::failed(object(fields), first).with_lines(lines),
+        None => Report::done(fields, lines),
     })
 }
 

@@ -17,8 +17,7 @@ pub(crate) fn refuse(error: &clap::Error) -> ExitCode {
     let wants_json = args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json");
     match error.kind() {
         Clap::DisplayHelp | Clap::DisplayVersion => {
-            out::line(&text);
-            return ExitCode::SUCCESS;
+            return Report::text(text).only_tells(true).print(false);
         }
         Clap::DisplayHelpOnMissingArgumentOrSubcommand if !wants_json => {
             out::note(&text);
@@ -33,11 +32,12 @@ pub(crate) fn refuse(error: &clap::Error) -> ExitCode {
     Report::failed(Shape::of_verb(verb).blank(), &refusal.hint(help)).print(wants_json)
 }
 
-/// What clap says before it shows the usage, on one line.
+/// What clap says before it shows the usage, its paragraphs on one line.
 fn one_line(text: &str) -> String {
     let said = text.split("\nUsage:").next().unwrap_or(text);
     let said = said.split("\nFor more information").next().unwrap_or(said);
     let said = said.strip_prefix("error: ").unwrap_or(said);
-    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    format!("read the arguments: {said}")
+    let words = |paragraph: &str| paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    let said: Vec<_> = said.split("\n\n").map(words).filter(|said| !said.is_empty()).collect();
+    format!("read the arguments: {}", said.join("; "))
 }

@@ -58,10 +58,15 @@ pub(crate) async fn run(args: Args) -> Result<Report> {
         })),
     });
     Ok(match first_bad {
-        None => Report::done(fields, vec![good_line(&source.location(), scan.read_bytes)]),
+        None => {
+            let holes = geometry.image_bytes() > scan.read_bytes;
+            Report::done(fields, vec![good_line(&source.location(), scan.read_bytes, holes)])
+        }
         Some(index) => {
-            let what = format!("verify image: {bad_count} chunks do not match the manifest, first");
-            let error = Error::new(ErrorKind::Corrupt, format!("{what} chunk {index}"))
+            let (chunks, do_not) =
+                if bad_count == 1 { ("chunk", "does not") } else { ("chunks", "do not") };
+            let what = format!("verify image: {bad_count} {chunks} {do_not} match the manifest");
+            let error = Error::new(ErrorKind::Corrupt, format!("{what}, first chunk {index}"))
                 .at(source.location(), geometry.range(index).offset)
                 .hint("the image is damaged where it lies: copy it anew");
             failed(fields, &error)
@@ -73,7 +78,8 @@ fn failed(fields: Value, error: &Error) -> Report {
     Report::failed(object(fields), error)
 }
 
-fn good_line(image: &str, read_bytes: u64) -> String {
+fn good_line(image: &str, read_bytes: u64, holes: bool) -> String {
     let read = HumanBytes(read_bytes);
-    format!("{image}: every chunk is as its manifest says; {read} read, the rest are holes")
+    let rest = if holes { ", the rest are holes" } else { "" };
+    format!("{image}: every chunk is as its manifest says; {read} read{rest}")
 }
