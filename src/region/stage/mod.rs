@@ -294,6 +294,16 @@ impl StageStore {
     /// Removes what nobody was told of. A stage that holds data was acknowledged: without its
     /// journal it is damage.
     fn forget(&self, stage: &Stage) -> Result<()> {
+        if self.holds_data(stage)? {
+            let what = format!("recover job {}: its journal is missing or damaged", stage.job);
+            return Err(Error::new(ErrorKind::Corrupt, what)
+                .within(self.location.clone())
+                .hint("cancel the job and copy again"));
+        }
+        self.clean(&stage.parent, &stage.dir, stage.job)
+    }
+
+    fn holds_data(&self, stage: &Stage) -> Result<bool> {
         let data = match self.layout {
             Layout::Images => match stage.dir.find_dir(IMAGE)? {
                 Some(inner) => inner.facts_of(DATA)?,
@@ -301,13 +311,7 @@ impl StageStore {
             },
             Layout::Files => stage.dir.facts_of(DATA)?,
         };
-        if data.is_some() {
-            let what = format!("recover job {}: its journal is missing or damaged", stage.job);
-            return Err(Error::new(ErrorKind::Corrupt, what)
-                .within(self.location.clone())
-                .hint("cancel the job and copy again"));
-        }
-        self.clean(&stage.parent, &stage.dir, stage.job)
+        Ok(data.is_some())
     }
 
     /// Rolls back: the data first, the journal that demands it last. Needs no space and may be
