@@ -246,10 +246,15 @@ impl StageStore {
                 self.remove(&stage.parent, &stage.dir, job)?;
                 Settled::Committed
             }
-            Settlement::FinishCancel => {
-                self.clean(&stage.parent, &stage.dir, job)?;
-                Settled::RolledBack
-            }
+            Settlement::FinishCancel => match opened.try_decide()? {
+                Some(decision) => {
+                    // Order: durable before it is acted on; see `try_discard`.
+                    decision.cancel()?;
+                    self.clean(&stage.parent, &stage.dir, job)?;
+                    Settled::RolledBack
+                }
+                None => Settled::Running,
+            },
             Settlement::Lost => Settled::Failed(
                 Error::new(ErrorKind::Corrupt, format!("recover job {job}: its bytes are gone"))
                     .within(self.location.clone())

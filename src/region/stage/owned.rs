@@ -169,7 +169,10 @@ impl OwnedStage {
         let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
         match self.decided()? {
             Some(Outcome::Committed) => {}
-            Some(Outcome::Cancelled) => return Ok(Some(Outcome::Cancelled)),
+            Some(Outcome::Cancelled) => {
+                decision.cancel()?;
+                return Ok(Some(Outcome::Cancelled));
+            }
             None => {
                 let (payload, name) = (self.store.payload(), &self.journal.header().name);
                 // The decision: one rename that replaces nothing.
@@ -196,8 +199,10 @@ impl OwnedStage {
         let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
         match settle(self.store.found(&self.stage, &self.journal)?) {
             Settlement::FinishCommit => return Ok(Some(Outcome::Committed)),
-            Settlement::FinishCancel => {}
-            Settlement::Keep | Settlement::Lost | Settlement::Forget => decision.cancel()?,
+            // Order: durable before it is acted on; who wrote it may have died before its sync.
+            Settlement::FinishCancel | Settlement::Keep | Settlement::Lost | Settlement::Forget => {
+                decision.cancel()?
+            }
         }
         drop(decision);
         self.store.clean(&self.stage.parent, &self.stage.dir, self.stage.job)?;

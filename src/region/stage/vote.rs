@@ -49,11 +49,10 @@ impl StageStore {
                 return Ok(Some(Vote::Committed));
             }
             Settlement::FinishCancel => false,
-            Settlement::Keep | Settlement::Lost | Settlement::Forget => {
-                decision.cancel()?;
-                true
-            }
+            Settlement::Keep | Settlement::Lost | Settlement::Forget => true,
         };
+        // Order: durable before it is told; who wrote it may have died before its sync.
+        decision.cancel()?;
         drop(decision);
         let clean = journal.try_own()?;
         if clean {
