@@ -8,7 +8,7 @@ mod vote;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::disk::{Dir, Facts, Kind};
+use crate::disk::{Dir, Facts, File, Kind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::JobId;
 use crate::job::JobSpec;
@@ -327,7 +327,7 @@ impl StageStore {
             Layout::Files => Some(dir.reopen()?),
         };
         if let Some(inner) = inner {
-            if let Some(data) = inner.find_file_rw(DATA)? {
+            if let Some(data) = find_data(&inner)? {
                 // Frees the room at once, also while a reader of ours still holds the file.
                 data.set_len(0)?;
             }
@@ -435,6 +435,19 @@ pub(crate) fn read_manifest(image: &Dir) -> Result<Option<Manifest>> {
         Some(file) => Manifest::decode_from(&mut file.reader()).map(Some),
         None => Ok(None),
     }
+}
+
+/// The staged bytes, to be written; `None` where there are none.
+fn find_data(inner: &Dir) -> Result<Option<File>> {
+    match inner.find_file_rw(DATA) {
+        Err(error) if error.kind() == ErrorKind::Denied => {}
+        found => return found,
+    }
+    // An attempt that got as far as the commit took the right to write away, also from its owner.
+    if let Some(data) = inner.find_file(DATA)? {
+        data.set_mode(0o600)?;
+    }
+    inner.find_file_rw(DATA)
 }
 
 /// Nothing may be put into a committed image's folder: that would change the image.

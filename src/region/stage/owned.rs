@@ -9,7 +9,7 @@ use crate::journal::{Journal, Prepared, Settlement, Status, settle};
 use crate::manifest::Manifest;
 use crate::region::{Outcome, Restored, Wishes};
 
-use super::{DATA, IMAGE, Layout, MANIFEST, Stage, StageStore};
+use super::{DATA, IMAGE, Layout, MANIFEST, Stage, StageStore, find_data};
 
 /// Committed images are for their owner and group to read, and for nobody to write.
 const IMAGE_DIR_MODE: u32 = 0o750;
@@ -67,7 +67,7 @@ impl OwnedStage {
             Layout::Files => stage.dir.reopen()?,
         };
         let geometry = journal.header().spec.geometry;
-        let data = match inner.find_file_rw(DATA)? {
+        let data = match find_data(&inner)? {
             Some(data) if nothing_done || data.len()? >= geometry.image_bytes() => data,
             // The crash came between the journal and the data.
             None if nothing_done => inner.create_file(DATA, 0o600)?,
