@@ -35,16 +35,31 @@ pub(crate) struct Ends {
 /// Brings a job to its end. Dropping the engine ends it as a crash would.
 pub(crate) async fn drive(engine: Arc<Inner>, entry: Arc<Entry>, ends: Ends) {
     let crash = engine.crash.clone();
+    let _fallen = Fallen { engine: engine.clone(), entry: entry.clone() };
     tokio::select! {
         () = live(&engine, &entry, ends) => {}
-        () = crash.cancelled() => {
-            // Handles of the job may live on: they must not keep the stage, nor wait for ever.
-            entry.let_go();
-            let error = Error::new(ErrorKind::Unavailable, "go on with the copy")
-                .within(entry.spec.target.to_string())
-                .hint("its engine was dropped; resume the job with another");
-            entry.end(JobOutcome::Failed { error: Arc::new(error), resumable: true });
+        () = crash.cancelled() => {}
+    }
+}
+
+/// Ends the job when its task stops short: its engine or its runtime was dropped, or it panicked.
+struct Fallen {
+    engine: Arc<Inner>,
+    entry: Arc<Entry>,
+}
+
+impl Drop for Fallen {
+    fn drop(&mut self) {
+        if self.entry.outcome().is_some() {
+            return;
         }
+        // Handles of the job may live on: they must not keep the stage, nor wait for ever.
+        self.entry.let_go();
+        self.engine.retire(self.entry.spec.job);
+        let error = Error::new(ErrorKind::Unavailable, "go on with the copy")
+            .within(self.entry.spec.target.to_string())
+            .hint("its engine was dropped, or it panicked; resume the job");
+        self.entry.end(JobOutcome::Failed { error: Arc::new(error), resumable: true });
     }
 }
 
@@ -219,6 +234,15 @@ impl Why {
             }
         }
     }
+
+    /// What callers are told when not even the cancel is on record: nobody knows yet how it ends.
+    fn undecided(self, later: Error) -> JobOutcome {
+        let error = match self {
+            Self::Cancelled(None) => later,
+            Self::Cancelled(Some(error)) | Self::Failed(error) => error.and(later),
+        };
+        JobOutcome::Failed { error: Arc::new(error), resumable: true }
+    }
 }
 
 /// Undoes the job.
@@ -241,13 +265,20 @@ async fn roll_back(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: &Ends, why: Wh
         }
         Ok(Outcome::Committed) => find_committed(engine, entry, ends).await,
         Err(later) => {
+            let (job, image) = (entry.spec.job, &entry.spec.target.image);
+            // Only what the region has decided may be told as decided.
+            let decided = match ends.target_region.cancel(job, image).await {
+                Ok(Vote::Committed) => return find_committed(engine, entry, ends).await,
+                Ok(Vote::Cancelled { .. } | Vote::Unknown) => true,
+                Err(_) => false,
+            };
             entry.enter(JobState::RollbackPending);
             let pending = record(JobState::RollbackPending);
             let pending = if why.error().is_some() { pending } else { pending.with_error(&later) };
             // The region is the truth; an index that cannot be written now is rebuilt by `recover`.
             engine.index.write(pending).await.ok();
             keep_rolling_back(engine.clone(), entry.spec.clone(), ends.target_region.clone());
-            why.outcome(false, Some(later))
+            if decided { why.outcome(false, Some(later)) } else { why.undecided(later) }
         }
     }
 }

@@ -7,13 +7,13 @@ use crate::engine::clock::{job_of_token, random_job, unix_ms};
 use crate::engine::drive::{Ends, drive};
 use crate::engine::entry::{Entry, Job, JobOutcome};
 use crate::engine::index::JobRecord;
-use crate::engine::{Inner, empty_receipt, unknown};
+use crate::engine::{Inner, empty_receipt, found_receipt, unknown};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ChunkSize, Geometry};
 use crate::id::JobId;
 use crate::job::{Endpoint, JobSpec, JobState};
 use crate::options::CopyOptions;
-use crate::region::{Region, Settled, Source};
+use crate::region::{Region, Settled, Source, Vote};
 
 /// A copy to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,6 +144,8 @@ impl Inner {
         {
             return Ok(self.ended(record.clone()));
         }
+        let pending =
+            record.as_ref().is_some_and(|record| record.state == JobState::RollbackPending);
         let (target_region, spec) = match record {
             Some(record) => (self.region(&record.spec.target.region)?, record.spec),
             None => {
@@ -151,6 +153,10 @@ impl Inner {
                 (region, staged.spec)
             }
         };
+        if pending {
+            // It is to be undone, whether or not its region knows yet: it never goes on.
+            return self.finish_rollback(spec, &*target_region).await;
+        }
         // What was decided before comes first; only an undecided job can go on.
         for found in target_region.recover(Some(job)).await? {
             self.note_recovered(&*target_region, &found).await?;
@@ -176,6 +182,29 @@ impl Inner {
                 .within(target_region.location())
                 .hint("nothing of it is staged any more: copy again")),
         }
+    }
+
+    async fn finish_rollback(
+        self: &Arc<Self>,
+        spec: JobSpec,
+        target_region: &dyn Region,
+    ) -> Result<Job> {
+        let (state, clean) = match target_region.cancel(spec.job, &spec.target.image).await? {
+            Vote::Committed => (JobState::Committed, true),
+            Vote::Cancelled { clean: true, .. } | Vote::Unknown => (JobState::RolledBack, true),
+            Vote::Cancelled { clean: false, .. } => (JobState::RollbackPending, false),
+        };
+        let mut record = JobRecord::new(spec, state);
+        if state == JobState::Committed {
+            record.receipt = found_receipt(target_region, &record.spec).await.ok();
+        }
+        self.index.write(record.clone()).await?;
+        if clean {
+            return Ok(self.ended(record));
+        }
+        let outcome = JobOutcome::RolledBack { clean };
+        let entry = Arc::new(Entry::ended(record.spec, state, outcome));
+        Ok(Job { engine: self.clone(), entry })
     }
 
     async fn go_on(self: &Arc<Self>, spec: JobSpec, target_region: Arc<dyn Region>) -> Result<Job> {

@@ -472,6 +472,38 @@ fn a_killed_copy_goes_on_from_its_last_checkpoint() {
 }
 
 #[test]
+fn a_commit_that_failed_is_resumed_or_cancelled_by_who_is_not_root() {
+    const NOBODY: u32 = 65_534;
+    for verb in ["resume", "cancel"] {
+        let world = World::new();
+        fs::set_permissions(world.temp.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        fs::set_permissions(world.path("a"), fs::Permissions::from_mode(0o777)).unwrap();
+        let image = world.image("a", "m-1");
+        let run = |args: &[&str]| {
+            let mut command = world.command(args);
+            // Only root may become somebody else; anybody else is not root already.
+            if std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap()) == 0 {
+                command.uid(NOBODY);
+            }
+            command
+        };
+        let copy = ["copy", "disk.raw", &image, "--rate", RATE, "--chunk-size", "1MiB"];
+        let child = run(&copy).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // The name is taken before the commit.
+        let stages = world.path("a/.blockferry/stage");
+        wait_until("it is staged", || fs::read_dir(&stages).is_ok_and(|dir| dir.count() > 0));
+        fs::create_dir(world.path("a/m-1")).unwrap();
+        let failed = ended(child);
+        assert_eq!(failed.code, Some(5), "{failed:?}");
+        let job = failed.json["job"].as_str().unwrap().to_owned();
+        fs::remove_dir(world.path("a/m-1")).unwrap();
+        let done = ran(run(&[verb, &job]));
+        assert_eq!(done.code, Some(0), "{verb}: {done:?}");
+        assert_eq!(regular_files(&world.path("a")), if verb == "resume" { 2 } else { 0 });
+    }
+}
+
+#[test]
 fn an_unindexed_job_is_found_in_its_region() {
     let world = World::new();
     let (child, job) = world.caught("disk.raw", &world.image("a", "m-1"), &[]);

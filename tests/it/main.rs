@@ -13,6 +13,7 @@ mod journal;
 mod life;
 mod model;
 mod places;
+mod remains;
 mod shapes;
 mod source;
 mod space;

@@ -183,11 +183,10 @@ impl Shared {
         let first = match settle(found(&journal)?) {
             Settlement::FinishCommit => return Ok(Some(Vote::Committed)),
             Settlement::FinishCancel => false,
-            Settlement::Keep | Settlement::Lost | Settlement::Forget => {
-                decision.cancel()?;
-                true
-            }
+            Settlement::Keep | Settlement::Lost | Settlement::Forget => true,
         };
+        // Order: durable before it is told; who wrote it may have died before its sync.
+        decision.cancel()?;
         drop(decision);
         let clean = watched.try_own()? && self.try_clean_up(&stage, &journal)?;
         Ok(Some(Vote::Cancelled { first, clean }))
@@ -249,10 +248,14 @@ impl Shared {
                 remove(&stage)?;
                 Settled::Committed
             }
-            Settlement::FinishCancel => {
-                clean_up(&stage, &journal, &self.open_device(&spec)?)?;
-                Settled::RolledBack
-            }
+            Settlement::FinishCancel => match journal.try_decide()? {
+                Some(decision) => {
+                    decision.cancel()?;
+                    clean_up(&stage, &journal, &self.open_device(&spec)?)?;
+                    Settled::RolledBack
+                }
+                None => Settled::Running,
+            },
             Settlement::Keep | Settlement::Lost | Settlement::Forget => Settled::Kept,
         };
         Ok(Recovered::new(job, Some(spec), settled))

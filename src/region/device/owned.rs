@@ -66,7 +66,10 @@ impl DeviceStage {
         let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
         match settle(found(&self.journal)?) {
             Settlement::FinishCommit => {}
-            Settlement::FinishCancel => return Ok(Some(Outcome::Cancelled)),
+            Settlement::FinishCancel => {
+                decision.cancel()?;
+                return Ok(Some(Outcome::Cancelled));
+            }
             Settlement::Keep | Settlement::Lost | Settlement::Forget => {
                 // The decision: every byte is durable, and this record says so for good.
                 self.journal.append_done(&decision)?;
@@ -83,8 +86,10 @@ impl DeviceStage {
         let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
         match settle(found(&self.journal)?) {
             Settlement::FinishCommit => return Ok(Some(Outcome::Committed)),
-            Settlement::FinishCancel => {}
-            Settlement::Keep | Settlement::Lost | Settlement::Forget => decision.cancel()?,
+            // Order: durable before it is acted on; who wrote it may have died before its sync.
+            Settlement::FinishCancel | Settlement::Keep | Settlement::Lost | Settlement::Forget => {
+                decision.cancel()?
+            }
         }
         drop(decision);
         clean_up(&self.stage, &self.journal, &self.device)?;

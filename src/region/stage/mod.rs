@@ -8,7 +8,7 @@ mod vote;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::disk::{Dir, Facts, Kind};
+use crate::disk::{Dir, Facts, File, Kind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::JobId;
 use crate::job::JobSpec;
@@ -246,10 +246,15 @@ impl StageStore {
                 self.remove(&stage.parent, &stage.dir, job)?;
                 Settled::Committed
             }
-            Settlement::FinishCancel => {
-                self.clean(&stage.parent, &stage.dir, job)?;
-                Settled::RolledBack
-            }
+            Settlement::FinishCancel => match opened.try_decide()? {
+                Some(decision) => {
+                    // Order: durable before it is acted on; see `try_discard`.
+                    decision.cancel()?;
+                    self.clean(&stage.parent, &stage.dir, job)?;
+                    Settled::RolledBack
+                }
+                None => Settled::Running,
+            },
             Settlement::Lost => Settled::Failed(
                 Error::new(ErrorKind::Corrupt, format!("recover job {job}: its bytes are gone"))
                     .within(self.location.clone())
@@ -294,6 +299,16 @@ impl StageStore {
     /// Removes what nobody was told of. A stage that holds data was acknowledged: without its
     /// journal it is damage.
     fn forget(&self, stage: &Stage) -> Result<()> {
+        if self.holds_data(stage)? {
+            let what = format!("recover job {}: its journal is missing or damaged", stage.job);
+            return Err(Error::new(ErrorKind::Corrupt, what)
+                .within(self.location.clone())
+                .hint("cancel the job and copy again"));
+        }
+        self.clean(&stage.parent, &stage.dir, stage.job)
+    }
+
+    fn holds_data(&self, stage: &Stage) -> Result<bool> {
         let data = match self.layout {
             Layout::Images => match stage.dir.find_dir(IMAGE)? {
                 Some(inner) => inner.facts_of(DATA)?,
@@ -301,13 +316,7 @@ impl StageStore {
             },
             Layout::Files => stage.dir.facts_of(DATA)?,
         };
-        if data.is_some() {
-            let what = format!("recover job {}: its journal is missing or damaged", stage.job);
-            return Err(Error::new(ErrorKind::Corrupt, what)
-                .within(self.location.clone())
-                .hint("cancel the job and copy again"));
-        }
-        self.clean(&stage.parent, &stage.dir, stage.job)
+        Ok(data.is_some())
     }
 
     /// Rolls back: the data first, the journal that demands it last. Needs no space and may be
@@ -318,7 +327,7 @@ impl StageStore {
             Layout::Files => Some(dir.reopen()?),
         };
         if let Some(inner) = inner {
-            if let Some(data) = inner.find_file_rw(DATA)? {
+            if let Some(data) = find_data(&inner)? {
                 // Frees the room at once, also while a reader of ours still holds the file.
                 data.set_len(0)?;
             }
@@ -426,6 +435,19 @@ pub(crate) fn read_manifest(image: &Dir) -> Result<Option<Manifest>> {
         Some(file) => Manifest::decode_from(&mut file.reader()).map(Some),
         None => Ok(None),
     }
+}
+
+/// The staged bytes, to be written; `None` where there are none.
+fn find_data(inner: &Dir) -> Result<Option<File>> {
+    match inner.find_file_rw(DATA) {
+        Err(error) if error.kind() == ErrorKind::Denied => {}
+        found => return found,
+    }
+    // An attempt that got as far as the commit took the right to write away, also from its owner.
+    if let Some(data) = inner.find_file(DATA)? {
+        data.set_mode(0o600)?;
+    }
+    inner.find_file_rw(DATA)
 }
 
 /// Nothing may be put into a committed image's folder: that would change the image.

@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::disk::{Dir, File, default_file_mode};
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::JobId;
 use crate::journal::{Journal, Prepared, Settlement, Status, settle};
 use crate::manifest::Manifest;
 use crate::region::{Outcome, Restored, Wishes};
 
-use super::{DATA, IMAGE, Layout, MANIFEST, Stage, StageStore};
+use super::{DATA, IMAGE, Layout, MANIFEST, Stage, StageStore, find_data};
 
 /// Committed images are for their owner and group to read, and for nobody to write.
 const IMAGE_DIR_MODE: u32 = 0o750;
@@ -60,15 +61,21 @@ impl OwnedStage {
             return Err(Error::new(ErrorKind::Exists, format!("take over job {}", stage.job))
                 .hint("it has committed: recover it"));
         }
+        let nothing_done = restored.table.missing() == restored.table.geometry().chunk_count();
         let inner = match store.layout {
             Layout::Images => stage.dir.open_dir(IMAGE)?,
             Layout::Files => stage.dir.reopen()?,
         };
-        let data = inner.open_file_rw(DATA)?;
+        let geometry = journal.header().spec.geometry;
+        let data = match find_data(&inner)? {
+            Some(data) if nothing_done || data.len()? >= geometry.image_bytes() => data,
+            // The crash came between the journal and the data.
+            None if nothing_done => inner.create_file(DATA, 0o600)?,
+            _ => return Err(bytes_are_gone(stage.job)),
+        };
         journal.forget_suspend()?;
         // What no checkpoint covers may hold anything: make it blank again, so that zeros need no
         // write.
-        let geometry = journal.header().spec.geometry;
         data.set_len(geometry.image_bytes())?;
         for run in restored.table.missing_runs() {
             let range = geometry.run_range(run);
@@ -76,6 +83,9 @@ impl OwnedStage {
                 data.write_zeroes(range)?;
             }
         }
+        // Order: all that a stage needs is durable before its next attempt begins.
+        data.sync_all()?;
+        inner.sync()?;
         Ok(Self {
             store: store.clone(),
             stage,
@@ -159,7 +169,10 @@ impl OwnedStage {
         let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
         match self.decided()? {
             Some(Outcome::Committed) => {}
-            Some(Outcome::Cancelled) => return Ok(Some(Outcome::Cancelled)),
+            Some(Outcome::Cancelled) => {
+                decision.cancel()?;
+                return Ok(Some(Outcome::Cancelled));
+            }
             None => {
                 let (payload, name) = (self.store.payload(), &self.journal.header().name);
                 // The decision: one rename that replaces nothing.
@@ -186,8 +199,10 @@ impl OwnedStage {
         let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
         match settle(self.store.found(&self.stage, &self.journal)?) {
             Settlement::FinishCommit => return Ok(Some(Outcome::Committed)),
-            Settlement::FinishCancel => {}
-            Settlement::Keep | Settlement::Lost | Settlement::Forget => decision.cancel()?,
+            // Order: durable before it is acted on; who wrote it may have died before its sync.
+            Settlement::FinishCancel | Settlement::Keep | Settlement::Lost | Settlement::Forget => {
+                decision.cancel()?
+            }
         }
         drop(decision);
         self.store.clean(&self.stage.parent, &self.stage.dir, self.stage.job)?;
@@ -203,4 +218,12 @@ impl OwnedStage {
             limits: control.limits,
         })
     }
+}
+
+fn bytes_are_gone(job: JobId) -> Error {
+    Error::new(
+        ErrorKind::Corrupt,
+        format!("take over job {job}: bytes that were on record are gone"),
+    )
+    .hint("cancel the job and copy again")
 }

@@ -27,7 +27,12 @@ impl StageStore {
                 // Its owner was just making it: it takes a decision after all.
                 return Ok(None);
             }
+            let held = self.holds_data(&stage)?;
             self.clean(&stage.parent, &stage.dir, job)?;
+            if !held {
+                // The last step of an ending may have been cut short: what it was is told elsewhere.
+                return self.vote_without_stage(job, image);
+            }
             return Ok(Some(Vote::Cancelled { first: true, clean: true }));
         };
         let Some(decision) = journal.try_decide()? else { return Ok(None) };
@@ -44,11 +49,10 @@ impl StageStore {
                 return Ok(Some(Vote::Committed));
             }
             Settlement::FinishCancel => false,
-            Settlement::Keep | Settlement::Lost | Settlement::Forget => {
-                decision.cancel()?;
-                true
-            }
+            Settlement::Keep | Settlement::Lost | Settlement::Forget => true,
         };
+        // Order: durable before it is told; who wrote it may have died before its sync.
+        decision.cancel()?;
         drop(decision);
         let clean = journal.try_own()?;
         if clean {

@@ -1,0 +1,158 @@
+//! What a crash or a failure leaves in the middle of a step, and what is made of it.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::sync::Arc;
+
+use blockferry::engine::{CancelAnswer, Engine, Shutdown};
+use blockferry::geometry::{ChunkSize, Geometry};
+use blockferry::id::JobId;
+use blockferry::job::{Fingerprint, JobSpec};
+use blockferry::options::Limits;
+use blockferry::region::Settled;
+use blockferry::testing::{Hook, Hooked, When};
+use blockferry::{Error, ErrorKind};
+
+use crate::world::{
+    KIB, PATIENCE, World, committed, end, ended, failed, image, kind, noise, region, request,
+    resumed, rolled_back, small, standing,
+};
+
+const TARGETS: [(&str, &str); 2] = [("b/disk", "b"), ("target/image", "target")];
+
+/// A job of four chunks to that end, as an engine would stage it.
+fn spec(target: &str) -> JobSpec {
+    let geometry = Geometry::new(256 * KIB, ChunkSize::from_bytes(64 * KIB).unwrap()).unwrap();
+    let job = JobId::from_bytes([7; 16]);
+    JobSpec::new(job, end("m/source"), end(target), geometry, Fingerprint::new())
+}
+
+/// The stage's folder below the world, and that of its data.
+fn folders(name: &str, job: JobId) -> (String, String) {
+    match name {
+        "b" => {
+            let stage = format!("b/.blockferry/stage/{job}");
+            (stage.clone(), format!("{stage}/image"))
+        }
+        _ => (format!("files/.blockferry-{job}"), format!("files/.blockferry-{job}")),
+    }
+}
+
+#[tokio::test]
+async fn a_commit_whose_stage_was_not_quite_removed_is_still_a_commit() {
+    for (target, name) in TARGETS {
+        let world = World::new();
+        world.m.insert(&image("source"), noise(1, 256 * KIB));
+        let engine = world.engine().await;
+        let job = engine.copy(request("m/source", target, small())).await.unwrap();
+        committed(ended(&job).await);
+        // A crash after the journal is unlinked and before its folder is.
+        let stage = world.path(&folders(name, job.id()).0);
+        fs::create_dir(&stage).unwrap();
+        let reply = engine.cancel(job.id()).await.unwrap();
+        assert_eq!(reply.answer, CancelAnswer::AlreadyCommitted, "{target}");
+        assert_eq!(engine.show(job.id()).await.unwrap().state.name(), "committed");
+        assert!(!stage.exists());
+    }
+}
+
+#[tokio::test]
+async fn a_stage_that_a_crash_left_without_its_data_is_taken_up_again() {
+    for (target, name) in TARGETS {
+        let world = World::new();
+        let (place, spec) = (world.region(name), spec(target));
+        drop(place.stage(&spec).await.unwrap());
+        // A crash after the journal is durable and before its data is made.
+        let data = world.path(&folders(name, spec.job).1).join("data");
+        fs::remove_file(&data).unwrap();
+        assert!(matches!(place.recover(None).await.unwrap()[0].settled, Settled::Kept));
+        drop(place.reopen(&spec).await.unwrap());
+        assert_eq!(fs::metadata(&data).unwrap().len(), 256 * KIB);
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_were_on_record_and_are_gone_are_not_taken_for_zeros() {
+    for (target, name) in TARGETS {
+        let world = World::new();
+        world.m.insert(&image("source"), noise(1, 256 * KIB));
+        let engine = world.engine().await;
+        let job = engine.copy(request("m/source", target, standing())).await.unwrap();
+        // The name is taken before the commit: everything is on record, and nothing is published.
+        let taken = if name == "b" { world.path("b/disk") } else { world.target() };
+        fs::create_dir(&taken).unwrap();
+        job.limit(Limits::NONE).await.unwrap();
+        failed(&ended(&job).await, ErrorKind::Exists, true);
+        fs::remove_dir(&taken).unwrap();
+        let data = world.path(&folders(name, job.id()).1).join("data");
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::OpenOptions::new().write(true).open(&data).unwrap().set_len(0).unwrap();
+        assert_eq!(kind(engine.resume(job.id()).await), Some(ErrorKind::Corrupt), "{target}");
+        assert!(engine.cancel(job.id()).await.unwrap().answer.is_clean());
+    }
+}
+
+#[tokio::test]
+async fn a_cancel_slot_is_made_durable_by_whoever_acts_on_it() {
+    for (target, name) in TARGETS {
+        let world = World::new();
+        let (place, spec) = (world.region(name), spec(target));
+        drop(place.stage(&spec).await.unwrap());
+        let (stage, data) = folders(name, spec.job);
+        // As a canceller leaves it that died before its sync.
+        let journal = world.path(&stage).join("journal");
+        let journal = fs::OpenOptions::new().read(true).write(true).open(journal).unwrap();
+        journal.write_all_at(b"torn", 32 << 10).unwrap();
+        // The rollback is cut short after the data is gone.
+        fs::create_dir(world.path(&data).join("manifest")).unwrap();
+        let settled = place.recover(None).await.unwrap();
+        assert!(matches!(settled[0].settled, Settled::Failed(_)), "{target}: {settled:?}");
+        let mut slot = [0; 4];
+        journal.read_exact_at(&mut slot, 32 << 10).unwrap();
+        assert_eq!(&slot, b"BFSL", "{target}");
+    }
+}
+
+/// An engine whose region `h` is the folder `b`, every operation shown to that hook.
+async fn hooked(world: &World, hook: Hook) -> Engine {
+    let engine = world.engine().await;
+    let place = Arc::new(Hooked::new(world.region("b"), hook));
+    engine.register(region("h"), place).await.unwrap();
+    engine
+}
+
+#[tokio::test]
+async fn a_cancel_that_could_not_be_decided_is_not_told_as_one_and_never_commits() {
+    let world = World::new();
+    world.m.insert(&image("source"), noise(1, 256 * KIB));
+    let broken: Hook = Arc::new(|point| match (point.operation, point.when) {
+        ("discard" | "cancel", When::Before) => Err(Error::new(ErrorKind::Io, "decide")),
+        _ => Ok(()),
+    });
+    let engine = hooked(&world, broken).await;
+    let job = engine.copy(request("m/source", "h/disk", standing())).await.unwrap();
+    let late = engine.shutdown(Shutdown::Cancel, PATIENCE).await;
+    assert!(late.is_empty());
+    failed(&ended(&job).await, ErrorKind::Io, true);
+    drop(engine);
+    let engine = hooked(&world, Arc::new(|_| Ok(()))).await;
+    let again = engine.resume(job.id()).await.unwrap();
+    rolled_back(&ended(&again).await);
+    world.assert_empty("b");
+}
+
+#[tokio::test]
+async fn a_region_that_panics_ends_its_job_and_lets_go_of_the_stage() {
+    let world = World::new();
+    world.m.insert(&image("source"), noise(1, 256 * KIB));
+    let panics: Hook = Arc::new(|point| {
+        assert!(point.operation != "commit", "as a region of poor quality");
+        Ok(())
+    });
+    let engine = hooked(&world, panics).await;
+    let job = engine.copy(request("m/source", "h/disk", small())).await.unwrap();
+    failed(&ended(&job).await, ErrorKind::Unavailable, true);
+    drop(engine);
+    let engine = hooked(&world, Arc::new(|_| Ok(()))).await;
+    committed(ended(&resumed(&engine, &job).await).await);
+}
