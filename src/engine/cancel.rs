@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use crate::engine::control::ended_unseen;
 use crate::engine::entry::Stop;
 use crate::engine::index::JobRecord;
 use crate::engine::{Inner, drive, found_receipt};
@@ -118,8 +119,11 @@ impl Inner {
                 let record = self.index.read(job).await?;
                 match record.as_ref().and_then(answer_of_record) {
                     Some(answer) => answer,
+                    None if ended_unseen(&*region, &spec).await? == JobState::Committed => {
+                        self.note_commit(&*region, &spec).await;
+                        CancelAnswer::AlreadyCommitted
+                    }
                     None => {
-                        // Its stage is gone without a commit: somebody cancelled and cleaned it.
                         self.note_cancel(&region, &spec, true).await;
                         CancelAnswer::AlreadyCancelled { clean: true }
                     }

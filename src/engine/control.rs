@@ -9,9 +9,9 @@ use crate::engine::entry::Stop;
 use crate::engine::{Inner, JobInfo, JobRecord, found_receipt, unknown};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::JobId;
-use crate::job::JobState;
+use crate::job::{JobSpec, JobState};
 use crate::options::Limits;
-use crate::region::{Recovered, Region, Settled, Wish};
+use crate::region::{Located, Recovered, Region, Settled, Wish};
 
 impl Inner {
     /// Completes a record with what the job's region knows.
@@ -36,7 +36,14 @@ impl Inner {
         }
         let Ok(region) = self.region(&info.spec.target.region) else { return info };
         // What a region cannot tell now is left as the index has it.
-        let Ok(Some(staged)) = region.job(info.spec.job).await else { return info };
+        let staged = match region.job(info.spec.job).await {
+            Ok(Some(staged)) => staged,
+            Ok(None) => {
+                info.state = ended_unseen(&*region, &info.spec).await.unwrap_or(info.state);
+                return info;
+            }
+            Err(_) => return info,
+        };
         info.running = staged.owned;
         info.limits = staged.limits;
         if let Some(progress) = &staged.progress
@@ -134,4 +141,15 @@ impl Inner {
         let state = self.index.read(job).await?.map(|record| record.state);
         Ok(state.filter(|state| !state.is_running()).unwrap_or(JobState::Suspended))
     }
+}
+
+/// How a job ended whose stage is gone though its record does not say so: somebody has ended it by
+/// way of another index. In one index, the record of a commit is written before the stage goes.
+pub(super) async fn ended_unseen(region: &dyn Region, spec: &JobSpec) -> Result<JobState> {
+    Ok(match region.locate(&spec.target.image).await? {
+        Located::Committed(Some(job)) if job == spec.job => JobState::Committed,
+        // A plain file does not tell who made it. A device is always there, so it tells nothing.
+        Located::Committed(None) if region.capabilities().atomic_commit => JobState::Committed,
+        _ => JobState::RolledBack,
+    })
 }

@@ -146,12 +146,22 @@ impl Index {
         }
     }
 
-    /// Every record that can be read. A damaged one is left out: the region is the truth.
+    /// Every record. A damaged or newer one is left out: the region is the truth.
     pub(crate) async fn all(&self) -> Result<Vec<JobRecord>> {
         self.with(|dir| {
             let names = dir.names(|name| name.parse::<JobId>().is_ok())?;
             let jobs = names.iter().filter_map(|name| name.parse().ok());
-            Ok(jobs.filter_map(|job| read(dir, job).ok().flatten()).collect())
+            let mut records = Vec::new();
+            for job in jobs {
+                match read(dir, job) {
+                    Ok(record) => records.extend(record),
+                    Err(error)
+                        if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {}
+                    // A record that may not be read is not one that is not there.
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(records)
         })
         .await
     }

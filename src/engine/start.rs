@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::chunk::Digest;
 use crate::engine::clock::{job_of_token, random_job, unix_ms};
+use crate::engine::control::ended_unseen;
 use crate::engine::drive::{Ends, drive};
 use crate::engine::entry::{Entry, Job, JobOutcome};
 use crate::engine::index::JobRecord;
@@ -178,9 +179,16 @@ impl Inner {
         }
         match self.index.read(job).await? {
             Some(record) if record.state.is_final() => Ok(self.ended(record)),
-            _ => Err(Error::new(ErrorKind::NotFound, format!("resume job {job}"))
-                .within(target_region.location())
-                .hint("nothing of it is staged any more: copy again")),
+            _ => {
+                // Somebody has ended it by way of another index: take that over into ours.
+                let state = ended_unseen(&*target_region, &spec).await?;
+                let mut record = JobRecord::new(spec, state);
+                if state == JobState::Committed {
+                    record.receipt = found_receipt(&*target_region, &record.spec).await.ok();
+                }
+                self.index.write(record.clone()).await?;
+                Ok(self.ended(record))
+            }
         }
     }
 

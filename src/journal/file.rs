@@ -9,7 +9,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, to_u64};
 use crate::id::JobId;
 use crate::journal::record::{
-    Chain, HEADER_LEN_MAX, Header, PROGRESS_CHUNKS_MAX, Prepared, Record, read_header, replay,
+    Chain, HEADER_LEN_MAX, Header, MAGIC, PROGRESS_CHUNKS_MAX, Prepared, Record, read_header,
+    replay,
 };
 use crate::journal::slot::{self, Control, SLOT_LEN, Slot, SlotKind, Status};
 
@@ -171,6 +172,14 @@ impl Journal {
         let tail = Mutex::new(tail);
         let journal = Self { file, header: found.header, tail, watching: false };
         Ok(Open::Valid(Box::new(journal)))
+    }
+
+    /// Whether what lies under the journal's name in `dir` was never one of ours, not even torn.
+    pub(crate) fn is_foreign(dir: &Dir) -> Result<bool> {
+        let Some(file) = dir.find_file(JOURNAL)? else { return Ok(false) };
+        let mut head = [0; 4];
+        read_padded(&file, 0, &mut head)?;
+        Ok(head != [0; 4] && head != MAGIC)
     }
 
     pub(crate) fn header(&self) -> &Header {

@@ -18,7 +18,8 @@ pub(crate) const HEADER_LEN_MAX: usize = 32 << 10;
 /// grouped.
 pub(crate) const PROGRESS_CHUNKS_MAX: usize = 16 << 10;
 
-const MAGIC: [u8; 4] = *b"BFJR";
+/// The first bytes of every record.
+pub(crate) const MAGIC: [u8; 4] = *b"BFJR";
 const VERSION: u16 = 1;
 /// The frame before the payload: magic 4, version 2, kind 1, zero 1, payload length 4, zero 4,
 /// sequence 8, job 16, checksum of the record before 16, checksum 16.

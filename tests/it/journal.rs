@@ -8,7 +8,7 @@ use blockferry::error::{ErrorKind, Result};
 use blockferry::geometry::{ChunkIndex, ChunkRun, ChunkSize, Geometry};
 use blockferry::id::JobId;
 use blockferry::job::{Endpoint, Fingerprint, JobSpec};
-use blockferry::region::{DirRegion, Region};
+use blockferry::region::{DirRegion, Region, Settled};
 use blockferry::seal::{Seal, seal};
 
 use crate::places::below;
@@ -164,6 +164,19 @@ async fn a_foreign_journal_is_refused_and_nothing_is_changed() {
     assert!(picture(staged.temp.path()) == before, "nothing is changed");
     staged.restore();
     assert_eq!(staged.resume().await.unwrap(), staged.whole, "and nothing is lost");
+}
+
+#[tokio::test]
+async fn a_file_that_was_never_a_journal_is_not_swept_away() {
+    let staged = Staged::new(1).await;
+    fs::write(staged.journal_path(), b"notes of mine").unwrap();
+    for entry in fs::read_dir(staged.journal_path().with_file_name("image")).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let before = picture(staged.temp.path());
+    let found = staged.region().recover(None).await.unwrap();
+    assert!(matches!(&found[0].settled, Settled::Failed(e) if e.kind() == ErrorKind::Corrupt));
+    assert!(picture(staged.temp.path()) == before, "nothing is changed");
 }
 
 #[tokio::test]

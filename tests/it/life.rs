@@ -373,6 +373,40 @@ async fn recover_rebuilds_an_index_that_was_lost() {
     assert!(other.recover(&region("b")).await.unwrap().is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_was_ended_by_way_of_another_index_has_one_outcome() {
+    let world = world(MIB);
+    let engine = world.engine().await;
+    let mut options = world.options();
+    options.state_dir = world.path("other-state");
+    let other = world.engine_with(options).await;
+    for (target, commits) in [("b/cancelled", false), ("b/committed", true)] {
+        let job = engine.copy(request("source/image", target, standing())).await.unwrap();
+        until_read(&job, 64 * KIB).await;
+        suspended(&job.suspend().await);
+        if commits {
+            other.recover(&region("b")).await.unwrap();
+            other.limit(job.id(), Limits::NONE).await.unwrap();
+            committed(ended(&resumed(&other, &job).await).await);
+        } else {
+            let reply = other.cancel_image(&region("b"), &image("cancelled")).await.unwrap();
+            assert_eq!(reply.answer, CancelAnswer::Cancelled { clean: true });
+        }
+        let state = engine.show(job.id()).await.unwrap().state;
+        let outcome = ended(&engine.resume(job.id()).await.unwrap()).await;
+        let answer = engine.cancel(job.id()).await.unwrap().answer;
+        if commits {
+            assert_eq!(state, JobState::Committed);
+            committed(outcome);
+            assert_eq!(answer, CancelAnswer::AlreadyCommitted);
+        } else {
+            assert_eq!(state, JobState::RolledBack);
+            rolled_back(&outcome);
+            assert_eq!(answer, CancelAnswer::AlreadyCancelled { clean: true });
+        }
+    }
+}
+
 /// How many seconds a copy takes.
 async fn seconds(engine: &Engine, target: &str, options: CopyOptions) -> f64 {
     let began = Instant::now();

@@ -299,7 +299,7 @@ impl StageStore {
     /// Removes what nobody was told of. A stage that holds data was acknowledged: without its
     /// journal it is damage.
     fn forget(&self, stage: &Stage) -> Result<()> {
-        if self.holds_data(stage)? {
+        if self.holds_data(stage)? || Journal::is_foreign(&stage.dir)? {
             let what = format!("recover job {}: its journal is missing or damaged", stage.job);
             return Err(Error::new(ErrorKind::Corrupt, what)
                 .within(self.location.clone())
