@@ -201,7 +201,7 @@ impl OwnedStage {
             Settlement::FinishCommit => return Ok(Some(Outcome::Committed)),
             // Order: durable before it is acted on; who wrote it may have died before its sync.
             Settlement::FinishCancel | Settlement::Keep | Settlement::Lost | Settlement::Forget => {
-                decision.cancel()?
+                decision.cancel()?;
             }
         }
         drop(decision);
