@@ -118,6 +118,8 @@ pub(crate) async fn copy(
         let first = ChunkRun::new(ChunkIndex::new(0), 1);
         let blanked: Written = run.target.write_zeroes(first).await?;
         debug_assert_eq!(blanked.run(), first);
+        // Order: the old head is gone for good before anything else is written over.
+        run.target.sync().await?;
     }
     let mut verified = move_and_verify(&run, plan).await?;
     if held && !run.stop.is_cancelled() {

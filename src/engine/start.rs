@@ -65,7 +65,11 @@ impl Inner {
         let record = JobRecord::new(spec.clone(), JobState::Queued);
         if let Err(error) = self.index.write(record).await {
             return Err(match target.discard().await {
-                Ok(_) => error,
+                Ok(_) => {
+                    // Nobody was told of it; the record may be there all the same.
+                    self.index.remove(spec.job).await.ok();
+                    error
+                }
                 Err(later) => error.and(later),
             });
         }

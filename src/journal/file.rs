@@ -291,6 +291,11 @@ impl Journal {
         Ok(())
     }
 
+    /// Makes durable what was read of it.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.file.sync_data()
+    }
+
     /// Tries to take the right to decide. It ends when the value is dropped.
     pub(crate) fn try_decide(&self) -> Result<Option<Decision<'_>>> {
         Ok(self.file.try_lock(DECISION)?.then_some(Decision { journal: self }))

@@ -181,14 +181,26 @@ impl Shared {
         };
         let Some(Open::Valid(journal)) = opened else { return Ok(None) };
         let first = match settle(found(&journal)?) {
-            Settlement::FinishCommit => return Ok(Some(Vote::Committed)),
+            Settlement::FinishCommit => {
+                // Order: durable before it is told; its owner may have died before its sync.
+                journal.sync()?;
+                return Ok(Some(Vote::Committed));
+            }
             Settlement::FinishCancel => false,
             Settlement::Keep | Settlement::Lost | Settlement::Forget => true,
         };
         // Order: durable before it is told; who wrote it may have died before its sync.
         decision.cancel()?;
         drop(decision);
-        let clean = watched.try_own()? && self.try_clean_up(&stage, &journal)?;
+        if !watched.try_own()? {
+            return Ok(Some(Vote::Cancelled { first, clean: false }));
+        }
+        // Read anew: its owner may have begun to write since, and be gone only now.
+        let journal = match Journal::open(&stage.dir, job, &mut |_| {})? {
+            Some(Open::Valid(journal)) => journal,
+            _ => return Ok(Some(Vote::Cancelled { first, clean: false })),
+        };
+        let clean = self.try_clean_up(&stage, &journal)?;
         Ok(Some(Vote::Cancelled { first, clean }))
     }
 

@@ -30,7 +30,7 @@ impl StageStore {
             let held = self.holds_data(&stage)?;
             self.clean(&stage.parent, &stage.dir, job)?;
             if !held {
-                // The last step of an ending may have been cut short: what it was is told elsewhere.
+                // The last step of an ending may have been cut short: others tell which it was.
                 return self.vote_without_stage(job, image);
             }
             return Ok(Some(Vote::Cancelled { first: true, clean: true }));
