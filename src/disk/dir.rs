@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RawDir, RenameFlags, ResolveFlags};
 use rustix::io::{Errno, retry_on_intr};
@@ -67,6 +68,7 @@ impl Dir {
 
     /// Makes a folder; one that is there already is [`ErrorKind::Exists`].
     pub(crate) fn make_dir(&self, name: &str, mode: u32) -> Result<Self> {
+        let name = Self::plain(name)?;
         retry_on_intr(|| rustix::fs::mkdirat(&self.0, name, Mode::from_raw_mode(mode)))
             .map_err(|errno| Error::io("make folder", errno))?;
         self.open_dir(name)
@@ -117,9 +119,23 @@ impl Dir {
         absent_is_none(self.open_file(name))
     }
 
+    /// Calls that the kernel does not resolve beneath the folder take one plain name only, whatever
+    /// a journal or a caller says.
+    fn plain(name: &str) -> Result<&str> {
+        if name.is_empty() || name.contains(['/', '\0']) || matches!(name, "." | "..") {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("use {name:?} as a name in a folder"),
+            )
+            .hint("it leads elsewhere"));
+        }
+        Ok(name)
+    }
+
     /// Facts of what that name refers to, not following a symbolic link; `None` where there is
     /// nothing.
     pub(crate) fn facts_of(&self, name: &str) -> Result<Option<Facts>> {
+        let name = Self::plain(name)?;
         let stat = retry_on_intr(|| rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW));
         match stat {
             Ok(stat) => Ok(Some(Facts::of(&stat))),
@@ -161,6 +177,7 @@ impl Dir {
     /// # Errors
     /// [`ErrorKind::Unsupported`] on file systems without `RENAME_NOREPLACE`.
     pub(crate) fn rename_no_replace(&self, from: &str, to_dir: &Dir, to: &str) -> Result<()> {
+        let (from, to) = (Self::plain(from)?, Self::plain(to)?);
         let rename =
             || rustix::fs::renameat_with(&self.0, from, &to_dir.0, to, RenameFlags::NOREPLACE);
         retry_on_intr(rename).map_err(|errno| match errno {
@@ -188,6 +205,7 @@ impl Dir {
     }
 
     fn unlink(&self, name: &str, flags: AtFlags, action: &'static str) -> Result<()> {
+        let name = Self::plain(name)?;
         match retry_on_intr(|| rustix::fs::unlinkat(&self.0, name, flags)) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(Error::io(action, errno)),
@@ -205,15 +223,28 @@ impl Dir {
             .map_err(|errno| Error::io("sync folder", errno))
     }
 
-    /// Waits for the exclusive claim on this folder; it ends when the value is dropped, or its
-    /// process is gone.
+    /// Waits for the exclusive claim on this folder, at most 30 seconds; it ends when the value is
+    /// dropped, or its process is gone.
     pub(crate) fn claim(&self) -> Result<DirClaim> {
         // A handle of its own: two claims over one open file description would not exclude each
         // other.
         let own = self.reopen()?;
-        retry_on_intr(|| rustix::fs::flock(&own.0, FlockOperation::LockExclusive))
-            .map_err(|errno| Error::io("lock folder", errno))?;
-        Ok(DirClaim { held: own })
+        let began = Instant::now();
+        loop {
+            let lock = FlockOperation::NonBlockingLockExclusive;
+            match retry_on_intr(|| rustix::fs::flock(&own.0, lock)) {
+                Ok(()) => return Ok(DirClaim { held: own }),
+                Err(Errno::WOULDBLOCK) if began.elapsed() < CLAIM_TIMEOUT => {
+                    std::thread::park_timeout(CLAIM_POLL);
+                }
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(Error::new(ErrorKind::Busy, "claim the folder of the stages")
+                        .hint("another process has held it for 30 seconds; is it stopped?")
+                        .retryable(true));
+                }
+                Err(errno) => return Err(Error::io("lock folder", errno)),
+            }
+        }
     }
 
     /// Another handle to the same folder.
@@ -221,6 +252,10 @@ impl Dir {
         self.open_dir(".")
     }
 }
+
+/// How long one waits for a claim: those who hold one are soon done, or stopped.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(30);
+const CLAIM_POLL: Duration = Duration::from_millis(2);
 
 /// The exclusive claim on a folder, held until dropped.
 #[derive(Debug)]

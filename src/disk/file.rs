@@ -52,6 +52,14 @@ impl File {
         Self(fd)
     }
 
+    /// Whether both handles are of the same bytes: the same file, or the same block device by
+    /// whatever name.
+    pub(crate) fn is_same_as(&self, other: &Self) -> Result<bool> {
+        let (ours, theirs) = (self.facts()?, other.facts()?);
+        let both_devices = ours.kind == Kind::BlockDevice && theirs.kind == Kind::BlockDevice;
+        Ok(ours.same_file(&theirs) || (both_devices && ours.device_number == theirs.device_number))
+    }
+
     /// A reader from the start of the file to its end.
     pub(crate) fn reader(&self) -> Reader<'_> {
         Reader { file: self, offset: 0 }

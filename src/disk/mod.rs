@@ -21,6 +21,8 @@ pub(crate) use file::{File, LockByte};
 pub(crate) struct Facts {
     pub(crate) device: u64,
     pub(crate) inode: u64,
+    /// Of a block device: which one.
+    pub(crate) device_number: u64,
     pub(crate) size_bytes: u64,
     pub(crate) mode: u32,
     pub(crate) mtime_ns: i128,
@@ -48,6 +50,7 @@ impl Facts {
         Self {
             device: stat.st_dev,
             inode: stat.st_ino,
+            device_number: stat.st_rdev,
             size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
             mode: stat.st_mode,
             mtime_ns: ns(stat.st_mtime, stat.st_mtime_nsec),
@@ -136,6 +139,22 @@ mod tests {
         assert_eq!(dir.open_dir("..").unwrap_err().kind(), ErrorKind::Denied);
         assert_eq!(dir.open_file("link/passwd").unwrap_err().kind(), ErrorKind::Denied);
         assert_eq!(dir.open_file("/etc/passwd").unwrap_err().kind(), ErrorKind::Denied);
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused_where_the_kernel_would_follow_them() {
+        let (_temp, dir) = folder();
+        dir.create_file("a", 0o600).unwrap();
+        for name in ["../b", "/tmp/b", "..", ".", "", "x/y", "a\0b"] {
+            let kinds = [
+                dir.rename_no_replace("a", &dir, name).unwrap_err().kind(),
+                dir.facts_of(name).unwrap_err().kind(),
+                dir.remove_file(name).unwrap_err().kind(),
+                dir.make_dir(name, 0o700).unwrap_err().kind(),
+            ];
+            assert_eq!(kinds, [ErrorKind::Invalid; 4], "{name:?}");
+        }
+        assert_eq!(dir.names(|_| true).unwrap(), ["a"]);
     }
 
     #[test]

@@ -196,6 +196,14 @@ impl Index {
     }
 
     async fn prune(&self) -> Result<()> {
+        self.with(|dir| {
+            // Under the claim nobody is writing one: what is there was left by a crash.
+            let _claim = dir.claim()?;
+            dir.names(|name| name.ends_with(".new"))?
+                .iter()
+                .try_for_each(|name| dir.remove_file(name))
+        })
+        .await?;
         let now = unix_ms();
         for record in self.all().await? {
             if record.state.is_final() && now.saturating_sub(record.updated_unix_ms) > KEPT_MS {

@@ -142,7 +142,7 @@ impl Ledger {
     /// Bytes found to be data, and bytes found to be zero.
     pub(crate) fn data_and_zero_bytes(&self) -> (u64, u64) {
         let book = self.book();
-        (book.data_bytes, book.held_bytes - book.data_bytes)
+        (book.data_bytes, book.held_bytes.saturating_sub(book.data_bytes))
     }
 
     /// What is known of that chunk: a digest, or none for zeros.

@@ -61,6 +61,14 @@ impl Inner {
             return Ok(job);
         }
         let target = target_region.stage(&spec).await?;
+        if let (Some(from), Some(to)) = (source.local(), target.local())
+            && from.file.is_same_as(&to.file)?
+        {
+            let error = Error::new(ErrorKind::Invalid, "copy a device onto itself")
+                .within(target.location())
+                .hint("source and destination are the same device under two names");
+            return Err(target.discard().await.err().into_iter().fold(error, Error::and));
+        }
         // Order: the stage first, so that a record never speaks of a job that does not exist.
         let record = JobRecord::new(spec.clone(), JobState::Queued);
         if let Err(error) = self.index.write(record).await {

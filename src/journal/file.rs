@@ -311,7 +311,8 @@ impl Journal {
     /// wishes.
     pub(crate) fn control(&self) -> Result<Control> {
         match self.read_slot(SlotKind::Control, CONTROL_AT)? {
-            Slot::Written(payload) => Control::decode(&payload),
+            // What cannot be read is no wish; the owner must not go deaf over it.
+            Slot::Written(payload) => Ok(Control::decode(&payload).unwrap_or_default()),
             Slot::Empty | Slot::Damaged => Ok(Control::default()),
         }
     }
@@ -349,7 +350,8 @@ impl Journal {
         const LOOKS: usize = 8;
         for _ in 0..LOOKS {
             match self.read_slot(SlotKind::Status, STATUS_AT)? {
-                Slot::Written(payload) => return Status::decode(&payload).map(Some),
+                // A label that cannot be read is none.
+                Slot::Written(payload) => return Ok(Status::decode(&payload).ok()),
                 Slot::Empty => return Ok(None),
                 Slot::Damaged => {}
             }

@@ -14,6 +14,8 @@ pub(crate) const SECTOR: usize = 512;
 pub(crate) const RECORD_LEN_MAX: usize = 1 << 20;
 /// The most bytes of the header record: it lives in a room of its own.
 pub(crate) const HEADER_LEN_MAX: usize = 32 << 10;
+/// The most bytes of a journal: a record of its own for each of 2^20 chunks, and as much again.
+const JOURNAL_LEN_MAX: u64 = 1 << 30;
 /// The most chunks of one progress record, so that it fits in `RECORD_LEN_MAX` however they are
 /// grouped.
 pub(crate) const PROGRESS_CHUNKS_MAX: usize = 16 << 10;
@@ -289,6 +291,9 @@ pub(crate) fn replay(
     read: ReadAt<'_>,
     visit: &mut dyn FnMut(&Durable),
 ) -> Result<Option<Replay>> {
+    if len > JOURNAL_LEN_MAX {
+        return Err(corrupt("it is longer than any journal", JOURNAL_LEN_MAX));
+    }
     let mut buffer = Vec::new();
     let mut chain = Chain::new(job);
     refuse_newer(read)?;

@@ -6,6 +6,7 @@ mod target;
 mod vote;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::{Dir, Facts, File, Kind};
@@ -48,6 +49,7 @@ pub(crate) struct StageStore {
     root: Dir,
     layout: Layout,
     location: String,
+    parent_is_durable: AtomicBool,
     /// The names that staged jobs are to publish: immutable, so a claim reads each journal header
     /// once only.
     names: Mutex<HashMap<JobId, String>>,
@@ -70,7 +72,13 @@ struct Stage {
 
 impl StageStore {
     pub(crate) fn new(root: Dir, layout: Layout, location: String) -> Self {
-        Self { root, layout, location, names: Mutex::default() }
+        Self {
+            root,
+            layout,
+            location,
+            parent_is_durable: AtomicBool::new(false),
+            names: Mutex::default(),
+        }
     }
 
     pub(crate) fn root(&self) -> &Dir {
@@ -121,7 +129,24 @@ impl StageStore {
         Ok(())
     }
 
+    /// Makes a stage, or leaves nothing of it.
     fn create(self: &Arc<Self>, parent: &Dir, spec: &JobSpec, name: &str) -> Result<OwnedStage> {
+        self.create_parts(parent, spec, name).map_err(|error| {
+            let cleaned = match parent.find_dir(&self.folder(spec.job)) {
+                Ok(Some(dir)) => self.clean(parent, &dir, spec.job),
+                Ok(None) => Ok(()),
+                Err(later) => Err(later),
+            };
+            cleaned.err().into_iter().fold(error, Error::and)
+        })
+    }
+
+    fn create_parts(
+        self: &Arc<Self>,
+        parent: &Dir,
+        spec: &JobSpec,
+        name: &str,
+    ) -> Result<OwnedStage> {
         let folder = self.folder(spec.job);
         // Order: folders → journal → data, each durable before the next, so that a stage without a
         // valid header was never acknowledged, and one that holds data always was about to be.
@@ -405,13 +430,17 @@ impl StageStore {
 
     /// The folder of the stages, made durable on first use.
     fn make_parent(&self) -> Result<Dir> {
-        if let Some(parent) = self.find_parent()? {
-            return Ok(parent);
+        if self.layout == Layout::Files {
+            return self.root.reopen();
         }
         let (ours, _) = self.root.open_or_make_dir(OURS, 0o700)?;
         let (parent, _) = ours.open_or_make_dir(STAGE, 0o700)?;
-        ours.sync()?;
-        self.root.sync()?;
+        // Whoever made them first may have died before its sync.
+        if !self.parent_is_durable.load(Relaxed) {
+            ours.sync()?;
+            self.root.sync()?;
+            self.parent_is_durable.store(true, Relaxed);
+        }
         Ok(parent)
     }
 
