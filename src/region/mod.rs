@@ -33,6 +33,7 @@ mod file;
 mod local;
 pub(crate) mod memory;
 mod stage;
+mod values;
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -42,238 +43,25 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::chunk::{Content, Digest, Durable, Sealed, Written};
+use crate::chunk::{Durable, Sealed, Written};
 use crate::disk::File;
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::{ByteRange, ChunkRun, Geometry};
+use crate::geometry::{ByteRange, ChunkRun};
 use crate::id::{ImageId, JobId};
 use crate::job::{Fingerprint, JobSpec, Progress};
-use crate::manifest::{Manifest, TableBuilder};
-use crate::options::Limits;
+use crate::manifest::Manifest;
 use crate::plan::Extent;
 
 pub use dir::DirRegion;
 pub use file::FileRegion;
 pub use memory::MemoryRegion;
+pub use values::{
+    Capabilities, ImageInfo, Located, Outcome, Recovered, Restored, Settled, StagedJob, Vote, Wish,
+    Wishes,
+};
 
 /// A boxed future, as every method of a region returns one.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// What a region can promise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Capabilities {
-    /// A stage is hidden, and commit shows the image at once. Otherwise the target is written in
-    /// place, and its first chunk is written last.
-    pub atomic_commit: bool,
-    /// A new stage reads as zeros, so that zero chunks need no write.
-    pub blank_target: bool,
-    /// An image that was there before is kept when the copy is cancelled. Otherwise staging needs
-    /// `destructive`.
-    pub preserves_previous: bool,
-}
-
-impl Capabilities {
-    /// A hidden, blank stage: what a directory or an object store gives.
-    pub fn staged() -> Self {
-        Self { atomic_commit: true, blank_target: true, preserves_previous: true }
-    }
-
-    /// Bytes are written where they stay: what a block device gives.
-    pub fn in_place() -> Self {
-        Self { atomic_commit: false, blank_target: false, preserves_previous: false }
-    }
-}
-
-/// What is known of a committed image.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ImageInfo {
-    /// Its id.
-    pub image: ImageId,
-    /// Its size.
-    pub image_bytes: u64,
-    /// The root of its chunk table, where the region keeps manifests.
-    pub root: Option<Digest>,
-    /// The job that made it; `None` for an image that did not come from a copy.
-    pub job: Option<JobId>,
-}
-
-impl ImageInfo {
-    /// An image without manifest.
-    pub fn new(image: ImageId, image_bytes: u64) -> Self {
-        Self { image, image_bytes, root: None, job: None }
-    }
-
-    /// What its manifest says.
-    pub fn of_manifest(image: ImageId, manifest: &Manifest) -> Self {
-        Self {
-            image,
-            image_bytes: manifest.geometry().image_bytes(),
-            root: Some(manifest.root()),
-            job: manifest.job(),
-        }
-    }
-}
-
-/// What is under an image id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Located {
-    /// Nothing.
-    Absent,
-    /// A copy that is neither committed nor cancelled.
-    Staged(JobId),
-    /// A committed image, and the job that made it if it came from a copy and the region knows.
-    Committed(Option<JobId>),
-}
-
-/// A job found staged in a region.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct StagedJob {
-    /// What it is to do.
-    pub spec: JobSpec,
-    /// The number of its last attempt; 0 before the first.
-    pub epoch: u32,
-    /// Whether a live process owns it.
-    pub owned: bool,
-    /// Whether it was decided to cancel it.
-    pub cancelled: bool,
-    /// Its ceilings now.
-    pub limits: Limits,
-    /// What its owner last told of itself.
-    pub progress: Option<Progress>,
-}
-
-impl StagedJob {
-    /// A staged job that nobody runs and that has told nothing.
-    pub fn new(spec: JobSpec) -> Self {
-        let limits = spec.limits;
-        Self { spec, epoch: 0, owned: false, cancelled: false, limits, progress: None }
-    }
-}
-
-/// A region's answer to a cancel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Vote {
-    /// The job can never commit. `first`: this call decided it. `clean`: nothing of the job is
-    /// left.
-    Cancelled {
-        /// Whether this call decided it; `false` when it had been decided before.
-        first: bool,
-        /// Whether nothing of it is left. If not, its owner is still draining: ask again.
-        clean: bool,
-    },
-    /// The job has committed, and that is durable.
-    Committed,
-    /// There is no stage of this job and no image made by it.
-    Unknown,
-}
-
-/// How a job was decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Outcome {
-    /// The image is visible, complete and durable.
-    Committed,
-    /// A cancel came first: the image can never become visible.
-    Cancelled,
-}
-
-/// What `recover` did about one staged job.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Recovered {
-    /// The job.
-    pub job: JobId,
-    /// What it was to do, where that could be read.
-    pub spec: Option<JobSpec>,
-    /// What was done.
-    pub settled: Settled,
-}
-
-impl Recovered {
-    /// What was done about that job.
-    pub fn new(job: JobId, spec: Option<JobSpec>, settled: Settled) -> Self {
-        Self { job, spec, settled }
-    }
-}
-
-/// What was done about a staged job.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Settled {
-    /// A live process owns it: left alone.
-    Running,
-    /// Its commit had been decided and is finished.
-    Committed,
-    /// Its cancel had been decided and is finished: nothing of it is left.
-    RolledBack,
-    /// Its start had never been acknowledged: what there was is removed.
-    Forgotten,
-    /// It waits for resume or cancel.
-    Kept,
-    /// It could not be settled now.
-    Failed(Error),
-}
-
-/// What a region remembers of the chunks that were durable when it was last heard of.
-#[derive(Debug)]
-pub struct Restored {
-    /// The chunks and their digests.
-    pub table: TableBuilder,
-    /// How many of their bytes are data.
-    pub data_bytes: u64,
-}
-
-impl Restored {
-    /// Nothing is durable yet.
-    pub fn new(geometry: Geometry) -> Self {
-        Self { table: TableBuilder::new(geometry), data_bytes: 0 }
-    }
-
-    /// Takes in what a checkpoint recorded.
-    ///
-    /// # Errors
-    /// [`Corrupt`](crate::ErrorKind::Corrupt) when it lies outside the image.
-    pub fn record(&mut self, chunk: &Durable) -> Result<()> {
-        let run = chunk.run();
-        if run.count == 0 || !self.table.geometry().holds(run) {
-            return Err(Error::new(ErrorKind::Corrupt, "restore chunks outside the image"));
-        }
-        if let Content::Data { data_bytes, .. } = chunk.content() {
-            // A chunk that was written again after a failed verification is counted once.
-            let counted = self.table.digest(run.first).is_some_and(|held| held.is_some());
-            self.data_bytes += if counted { 0 } else { u64::from(data_bytes) };
-        }
-        self.table.put(run, chunk.content());
-        Ok(())
-    }
-}
-
-/// What others ask of the owner of a stage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Wishes {
-    /// It was decided to cancel.
-    pub cancelled: bool,
-    /// Somebody wants this attempt to suspend.
-    pub suspend: bool,
-    /// New ceilings, once somebody has set any.
-    pub limits: Option<Limits>,
-}
-
-/// A wish that is put before the owner of a stage, in whatever process it runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Wish {
-    /// Suspend the attempt that runs now.
-    Suspend,
-    /// Use these ceilings from now on, also after a resume.
-    Limit(Limits),
-}
 
 /// A place that holds images.
 pub trait Region: Debug + Send + Sync {
@@ -288,6 +76,9 @@ pub trait Region: Debug + Send + Sync {
     /// # Errors
     /// [`NotFound`](crate::ErrorKind::NotFound) where there is none; `Corrupt` when its manifest
     /// does not verify.
+    ///
+    /// # Cancel safety
+    /// Safe: a source that nobody takes is dropped.
     fn open<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<Arc<dyn Source>>>;
 
     /// Stages a new image for the job, or reopens what the job has staged, and owns it.
@@ -316,35 +107,91 @@ pub trait Region: Debug + Send + Sync {
     fn reopen<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>>;
 
     /// The committed images.
+    ///
+    /// # Errors
+    /// The region's own failure.
+    ///
+    /// # Cancel safety
+    /// Safe: it only looks.
     fn list(&self) -> BoxFuture<'_, Result<Vec<ImageInfo>>>;
 
-    /// Removes a committed image, for good; one that is not there is `NotFound`.
+    /// Removes a committed image.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none; `Unsupported` where images cannot be removed.
+    ///
+    /// # Durability
+    /// The image is gone for good when this returns.
+    ///
+    /// # Cancel safety
+    /// Restartable: a half removed image is no image any more; the same call again removes the
+    /// rest.
     fn remove<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<()>>;
 
     /// What is under that id.
+    ///
+    /// # Errors
+    /// The region's own failure.
+    ///
+    /// # Cancel safety
+    /// Safe: it only looks.
     fn locate<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<Located>>;
 
     /// The jobs staged here, in no particular order.
+    ///
+    /// # Errors
+    /// The region's own failure.
+    ///
+    /// # Cancel safety
+    /// Safe: it only looks.
     fn jobs(&self) -> BoxFuture<'_, Result<Vec<StagedJob>>>;
 
     /// The staged job of that number.
+    ///
+    /// # Errors
+    /// The region's own failure.
+    ///
+    /// # Cancel safety
+    /// Safe: it only looks.
     fn job(&self, job: JobId) -> BoxFuture<'_, Result<Option<StagedJob>>>;
 
     /// Decides that the job shall not commit, unless it has, and cleans up unless a live owner is
     /// about to.
     ///
+    /// # Errors
+    /// `Busy` while somebody else has been deciding for half a minute; otherwise the region's own
+    /// failure: then nothing was decided, or it was and the clean-up could not finish. Ask again.
+    ///
     /// # Durability
     /// A vote other than `Unknown` survives power loss.
     ///
     /// # Cancel safety
-    /// Restartable.
+    /// Restartable: it may have been decided; the same call again tells, and completes it.
     fn cancel<'a>(&'a self, job: JobId, image: &'a ImageId) -> BoxFuture<'a, Result<Vote>>;
 
     /// Puts a wish before the owner of the stage; `false` when there is no such stage.
+    ///
+    /// # Errors
+    /// The region's own failure.
+    ///
+    /// # Durability
+    /// A wish for other ceilings survives power loss when this returns, and holds after a resume.
+    ///
+    /// # Cancel safety
+    /// Restartable: the wish may be on record.
     fn wish(&self, job: JobId, wish: Wish) -> BoxFuture<'_, Result<bool>>;
 
     /// Settles every staged job that no live process owns, or just the one. Idempotent, also when
     /// it is interrupted.
+    ///
+    /// # Errors
+    /// The region's own failure to look; what fails for one job is told in its `Settled::Failed`.
+    ///
+    /// # Durability
+    /// What is reported as settled survives power loss when this returns.
+    ///
+    /// # Cancel safety
+    /// Restartable: what was decided stays decided; the same call again completes it.
     fn recover(&self, only: Option<JobId>) -> BoxFuture<'_, Result<Vec<Recovered>>>;
 }
 
@@ -357,16 +204,28 @@ pub trait Source: Debug + Send + Sync {
     fn size_bytes(&self) -> u64;
 
     /// What the image looks like now: facts that change when its bytes may have changed.
+    ///
+    /// # Errors
+    /// `SourceChanged` when the image can no longer be found where it was.
+    ///
+    /// # Cancel safety
+    /// Safe: it only looks.
     fn fingerprint(&self) -> BoxFuture<'_, Result<Fingerprint>>;
 
     /// Which bytes are claimed to be zero: neighbouring extents that cover at least the start of
     /// `range`, at most 1,024 of them. Only a claim that the region vouches for may be `Zero`.
+    ///
+    /// # Errors
+    /// The region's own failure.
+    ///
+    /// # Cancel safety
+    /// Safe: it only looks.
     fn extents(&self, range: ByteRange) -> BoxFuture<'_, Result<Vec<Extent>>>;
 
     /// The digests of the image, where the region has them and vouches for them.
     fn manifest(&self) -> Option<Arc<Manifest>>;
 
-    /// Reads exactly that range.
+    /// Reads exactly that range of bytes, which must lie within the image.
     ///
     /// # Errors
     /// `SourceChanged` when the image has become shorter.
@@ -388,12 +247,30 @@ pub trait Target: Debug + Send + Sync {
     ///
     /// # Durability
     /// The attempt is on record when this returns.
+    ///
+    /// # Errors
+    /// `Corrupt` when what is staged does not fit its records; `Invalid` on a second call.
+    ///
+    /// # Cancel safety
+    /// Restartable in a new target: the attempt may be on record, which costs nothing.
     fn begin(&self) -> BoxFuture<'_, Result<Restored>>;
 
-    /// Writes one chunk.
+    /// Writes one chunk at its place; again is fine.
+    ///
+    /// # Errors
+    /// `NoSpace`, or the region's own failure, retryable where the same call may succeed.
+    ///
+    /// # Cancel safety
+    /// Restartable: some bytes may be written, and may still be being written.
     fn write(&self, chunk: Sealed) -> BoxFuture<'_, Result<Written>>;
 
     /// Makes a run of chunks read as zeros.
+    ///
+    /// # Errors
+    /// As [`Target::write`].
+    ///
+    /// # Cancel safety
+    /// Restartable: some bytes may be zero already.
     fn write_zeroes(&self, run: ChunkRun) -> BoxFuture<'_, Result<Written>>;
 
     /// Makes everything written so far durable.
@@ -401,18 +278,42 @@ pub trait Target: Debug + Send + Sync {
     /// # Durability
     /// What was written before this was called survives power loss when it returns. A failed sync
     /// is not tried again.
+    ///
+    /// # Errors
+    /// The device's failure: nothing written since the last sync that returned may be taken as
+    /// durable.
+    ///
+    /// # Cancel safety
+    /// Safe, but proves nothing when dropped.
     fn sync(&self) -> BoxFuture<'_, Result<()>>;
 
     /// Records chunks as done, so that a resume does not move them again.
     ///
     /// # Durability
     /// The record survives power loss when this returns.
+    ///
+    /// # Errors
+    /// The region's own failure: the job must be reopened before it is recorded in again.
+    ///
+    /// # Cancel safety
+    /// Restartable in a new target: the record may be there or not.
     fn checkpoint<'a>(&'a self, chunks: &'a [Durable]) -> BoxFuture<'a, Result<()>>;
 
     /// Reads staged bytes back, past caches where that can be had.
+    ///
+    /// # Errors
+    /// The region's own failure. Fewer bytes than asked for are no error: they do not verify.
+    ///
+    /// # Cancel safety
+    /// Safe: it only looks.
     fn read_back(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>>;
 
     /// Publishes the image, unless a cancel was decided first.
+    ///
+    /// # Errors
+    /// `Exists` when a stranger took the name; `Busy` while somebody else has been deciding for
+    /// half a minute; otherwise the region's own failure, after which the decision may have been
+    /// taken.
     ///
     /// # Durability
     /// Either outcome survives power loss when this returns.
@@ -422,9 +323,18 @@ pub trait Target: Debug + Send + Sync {
     fn commit<'a>(&'a self, manifest: &'a Manifest) -> BoxFuture<'a, Result<Outcome>>;
 
     /// After `Committed`: removes what is left of the stage.
+    ///
+    /// # Errors
+    /// The region's own failure; `recover` removes the rest.
+    ///
+    /// # Cancel safety
+    /// Restartable.
     fn finish(&self) -> BoxFuture<'_, Result<()>>;
 
     /// Decides to cancel unless that was decided, and removes everything of the job.
+    ///
+    /// # Errors
+    /// The region's own failure: what was decided stays decided, and `recover` completes it.
     ///
     /// # Durability
     /// After `Cancelled`, nothing of the job is left, also after power loss.
@@ -434,9 +344,21 @@ pub trait Target: Debug + Send + Sync {
     fn discard(&self) -> BoxFuture<'_, Result<Outcome>>;
 
     /// What others ask of the owner.
+    ///
+    /// # Errors
+    /// The region's own failure.
+    ///
+    /// # Cancel safety
+    /// Safe: it only looks.
     fn wishes(&self) -> BoxFuture<'_, Result<Wishes>>;
 
     /// Tells others how far the job is. A label: it may be lost.
+    ///
+    /// # Errors
+    /// The region's own failure.
+    ///
+    /// # Cancel safety
+    /// Safe: at worst nobody is told.
     fn report<'a>(&'a self, progress: &'a Progress) -> BoxFuture<'a, Result<()>>;
 
     /// The open file on this host, where there is one: the local lane then writes it directly.

@@ -1,0 +1,225 @@
+//! What a region tells: what it can do, what it holds, how jobs stand and were settled.
+
+use crate::chunk::{Content, Digest, Durable};
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::Geometry;
+use crate::id::{ImageId, JobId};
+use crate::job::{JobSpec, Progress};
+use crate::manifest::{Manifest, TableBuilder};
+use crate::options::Limits;
+
+/// What a region can promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// A stage is hidden, and commit shows the image at once. Otherwise the target is written in
+    /// place, and its first chunk is written last.
+    pub atomic_commit: bool,
+    /// A new stage reads as zeros, so that zero chunks need no write.
+    pub blank_target: bool,
+    /// An image that was there before is kept when the copy is cancelled. Otherwise staging needs
+    /// `destructive`.
+    pub preserves_previous: bool,
+}
+
+impl Capabilities {
+    /// A hidden, blank stage: what a directory or an object store gives.
+    pub fn staged() -> Self {
+        Self { atomic_commit: true, blank_target: true, preserves_previous: true }
+    }
+
+    /// Bytes are written where they stay: what a block device gives.
+    pub fn in_place() -> Self {
+        Self { atomic_commit: false, blank_target: false, preserves_previous: false }
+    }
+}
+
+/// What is known of a committed image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ImageInfo {
+    /// Its id.
+    pub image: ImageId,
+    /// Its size.
+    pub image_bytes: u64,
+    /// The root of its chunk table, where the region keeps manifests.
+    pub root: Option<Digest>,
+    /// The job that made it; `None` for an image that did not come from a copy.
+    pub job: Option<JobId>,
+}
+
+impl ImageInfo {
+    /// An image without manifest.
+    pub fn new(image: ImageId, image_bytes: u64) -> Self {
+        Self { image, image_bytes, root: None, job: None }
+    }
+
+    /// What its manifest says.
+    pub fn of_manifest(image: ImageId, manifest: &Manifest) -> Self {
+        Self {
+            image,
+            image_bytes: manifest.geometry().image_bytes(),
+            root: Some(manifest.root()),
+            job: manifest.job(),
+        }
+    }
+}
+
+/// What is under an image id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Located {
+    /// Nothing.
+    Absent,
+    /// A copy that is neither committed nor cancelled.
+    Staged(JobId),
+    /// A committed image, and the job that made it if it came from a copy and the region knows.
+    Committed(Option<JobId>),
+}
+
+/// A job found staged in a region.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StagedJob {
+    /// What it is to do.
+    pub spec: JobSpec,
+    /// The number of its last attempt; 0 before the first.
+    pub epoch: u32,
+    /// Whether a live process owns it.
+    pub owned: bool,
+    /// Whether it was decided to cancel it.
+    pub cancelled: bool,
+    /// Its ceilings now.
+    pub limits: Limits,
+    /// What its owner last told of itself.
+    pub progress: Option<Progress>,
+}
+
+impl StagedJob {
+    /// A staged job that nobody runs and that has told nothing.
+    pub fn new(spec: JobSpec) -> Self {
+        let limits = spec.limits;
+        Self { spec, epoch: 0, owned: false, cancelled: false, limits, progress: None }
+    }
+}
+
+/// A region's answer to a cancel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Vote {
+    /// The job can never commit. `first`: this call decided it. `clean`: nothing of the job is
+    /// left.
+    Cancelled {
+        /// Whether this call decided it; `false` when it had been decided before.
+        first: bool,
+        /// Whether nothing of it is left. If not, its owner is still draining: ask again.
+        clean: bool,
+    },
+    /// The job has committed, and that is durable.
+    Committed,
+    /// There is no stage of this job and no image made by it.
+    Unknown,
+}
+
+/// How a job was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Outcome {
+    /// The image is visible, complete and durable.
+    Committed,
+    /// A cancel came first: the image can never become visible.
+    Cancelled,
+}
+
+/// What `recover` did about one staged job.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Recovered {
+    /// The job.
+    pub job: JobId,
+    /// What it was to do, where that could be read.
+    pub spec: Option<JobSpec>,
+    /// What was done.
+    pub settled: Settled,
+}
+
+impl Recovered {
+    /// What was done about that job.
+    pub fn new(job: JobId, spec: Option<JobSpec>, settled: Settled) -> Self {
+        Self { job, spec, settled }
+    }
+}
+
+/// What was done about a staged job.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Settled {
+    /// A live process owns it: left alone.
+    Running,
+    /// Its commit had been decided and is finished.
+    Committed,
+    /// Its cancel had been decided and is finished: nothing of it is left.
+    RolledBack,
+    /// Its start had never been acknowledged: what there was is removed.
+    Forgotten,
+    /// It waits for resume or cancel.
+    Kept,
+    /// It could not be settled now.
+    Failed(Error),
+}
+
+/// What a region remembers of the chunks that were durable when it was last heard of.
+#[derive(Debug)]
+pub struct Restored {
+    /// The chunks and their digests.
+    pub table: TableBuilder,
+    /// How many of their bytes are data.
+    pub data_bytes: u64,
+}
+
+impl Restored {
+    /// Nothing is durable yet.
+    pub fn new(geometry: Geometry) -> Self {
+        Self { table: TableBuilder::new(geometry), data_bytes: 0 }
+    }
+
+    /// Takes in what a checkpoint recorded.
+    ///
+    /// # Errors
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) when it lies outside the image.
+    pub fn record(&mut self, chunk: &Durable) -> Result<()> {
+        let run = chunk.run();
+        if run.count == 0 || !self.table.geometry().holds(run) {
+            return Err(Error::new(ErrorKind::Corrupt, "restore chunks outside the image"));
+        }
+        if let Content::Data { data_bytes, .. } = chunk.content() {
+            // A chunk that was written again after a failed verification is counted once.
+            let counted = self.table.digest(run.first).is_some_and(|held| held.is_some());
+            self.data_bytes += if counted { 0 } else { u64::from(data_bytes) };
+        }
+        self.table.put(run, chunk.content());
+        Ok(())
+    }
+}
+
+/// What others ask of the owner of a stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Wishes {
+    /// It was decided to cancel.
+    pub cancelled: bool,
+    /// Somebody wants this attempt to suspend.
+    pub suspend: bool,
+    /// New ceilings, once somebody has set any.
+    pub limits: Option<Limits>,
+}
+
+/// A wish that is put before the owner of a stage, in whatever process it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Wish {
+    /// Suspend the attempt that runs now.
+    Suspend,
+    /// Use these ceilings from now on, also after a resume.
+    Limit(Limits),
+}
