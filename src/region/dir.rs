@@ -9,7 +9,7 @@ use crate::id::{ImageId, JobId};
 use crate::job::JobSpec;
 use crate::region::local::LocalSource;
 use crate::region::stage::{
-    DATA, Layout, MANIFEST, StageStore, StageTarget, read_manifest, refuse_inside_image,
+    DATA, JournaledTarget, Layout, MANIFEST, StageStore, read_manifest, refuse_inside_image,
     until_decided,
 };
 use crate::region::{
@@ -148,8 +148,7 @@ impl Region for DirRegion {
             refuse_inside_image(shared.store.root())?;
             let stage = shared.store.stage(&spec, spec.target.image.as_str())?;
             let location = shared.location_of(&spec.target.image);
-            let target: Arc<dyn Target> = Arc::new(StageTarget::new(stage, location)?);
-            Ok(target)
+            JournaledTarget::of(stage, location)
         })
     }
 
@@ -158,8 +157,7 @@ impl Region for DirRegion {
         self.with(move |shared| {
             let stage = shared.store.reopen(&spec)?;
             let location = shared.location_of(&spec.target.image);
-            let target: Arc<dyn Target> = Arc::new(StageTarget::new(stage, location)?);
-            Ok(target)
+            JournaledTarget::of(stage, location)
         })
     }
 

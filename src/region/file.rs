@@ -9,7 +9,9 @@ use crate::id::{ImageId, JobId};
 use crate::job::JobSpec;
 use crate::region::device::DeviceRegion;
 use crate::region::local::LocalSource;
-use crate::region::stage::{Layout, StageStore, StageTarget, refuse_inside_image, until_decided};
+use crate::region::stage::{
+    JournaledTarget, Layout, StageStore, refuse_inside_image, until_decided,
+};
 use crate::region::{
     BoxFuture, Capabilities, ImageInfo, Located, Recovered, Region, Source, StagedJob, Target,
     Vote, Wish, blocking,
@@ -106,8 +108,7 @@ impl Region for FileRegion {
         self.with(move |_, name| {
             refuse_inside_image(store.root())?;
             let stage = store.stage(&spec, name)?;
-            let target: Arc<dyn Target> = Arc::new(StageTarget::new(stage, location)?);
-            Ok(target)
+            JournaledTarget::of(stage, location)
         })
     }
 
@@ -115,8 +116,7 @@ impl Region for FileRegion {
         let (spec, location, store) = (spec.clone(), self.location.clone(), self.store.clone());
         self.with(move |_, _| {
             let stage = store.reopen(&spec)?;
-            let target: Arc<dyn Target> = Arc::new(StageTarget::new(stage, location)?);
-            Ok(target)
+            JournaledTarget::of(stage, location)
         })
     }
 

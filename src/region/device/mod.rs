@@ -89,7 +89,7 @@ impl Shared {
         let journal = Journal::create(&dir, header)?;
         dir.sync()?;
         let stage = Stage { parent, dir, job: spec.job };
-        Ok(DeviceStage::new(self, stage, journal, device, Restored::new(spec.geometry)))
+        Ok(DeviceStage::new(stage, journal, device, Restored::new(spec.geometry)))
     }
 
     fn take_over(self: &Arc<Self>, stage: Stage, spec: &JobSpec) -> Result<DeviceStage> {
@@ -110,7 +110,7 @@ impl Shared {
         }
         let device = self.open_device(spec)?;
         journal.forget_suspend()?;
-        Ok(DeviceStage::new(self, stage, *journal, device, restored))
+        Ok(DeviceStage::new(stage, *journal, device, restored))
     }
 
     fn open_device(&self, spec: &JobSpec) -> Result<File> {
@@ -325,7 +325,7 @@ impl Region for DeviceRegion {
 
     fn stage<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
         let spec = spec.clone();
-        self.with(move |shared| shared.stage(&spec)?.into_target())
+        self.with(move |shared| shared.stage(&spec)?.into_target(shared.location.clone()))
     }
 
     fn reopen<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
@@ -335,7 +335,7 @@ impl Region for DeviceRegion {
                 Error::new(ErrorKind::NotFound, format!("take over job {}", spec.job))
                     .hint("nothing of it is staged any more")
             })?;
-            shared.take_over(stage, &spec)?.into_target()
+            shared.take_over(stage, &spec)?.into_target(shared.location.clone())
         })
     }
 

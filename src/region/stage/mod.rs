@@ -18,7 +18,7 @@ use crate::manifest::Manifest;
 use crate::region::{Recovered, Restored, Settled, StagedJob};
 
 pub(crate) use owned::OwnedStage;
-pub(crate) use target::{StageTarget, until_decided};
+pub(crate) use target::{Held, JournaledTarget, Owned, until_decided};
 pub(crate) use vote::{put_wish, staged_job};
 
 /// The image's bytes, in a stage and in a region.

@@ -1,15 +1,16 @@
 //! A stage in the hands of its owner: begin, commit by one rename, finish, discard.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::disk::{Dir, File, default_file_mode};
 use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::ByteRange;
 use crate::id::JobId;
-use crate::journal::{Journal, Prepared, Settlement, Status, settle};
+use crate::journal::{Journal, Prepared, Settlement, settle};
 use crate::manifest::Manifest;
-use crate::region::{Outcome, Restored, Wishes};
+use crate::region::{Outcome, Restored};
 
-use super::{DATA, IMAGE, Layout, MANIFEST, Stage, StageStore, find_data};
+use super::{DATA, Held, IMAGE, Layout, MANIFEST, Owned, Stage, StageStore, find_data};
 
 /// Committed images are for their owner and group to read, and for nobody to write.
 const IMAGE_DIR_MODE: u32 = 0o750;
@@ -23,9 +24,7 @@ pub(crate) struct OwnedStage {
     stage: Stage,
     /// Where `data` lies: the folder `image`, or the stage itself.
     inner: Dir,
-    pub(crate) journal: Journal,
-    pub(crate) data: Arc<File>,
-    restored: Mutex<Option<Restored>>,
+    held: Held,
 }
 
 impl OwnedStage {
@@ -40,14 +39,7 @@ impl OwnedStage {
         let spec = &journal.header().spec;
         let restored = Restored::new(spec.geometry);
         let stage = Stage { parent, dir, job: spec.job };
-        Ok(Self {
-            store: store.clone(),
-            stage,
-            inner,
-            journal,
-            data: Arc::new(data),
-            restored: Mutex::new(Some(restored)),
-        })
+        Ok(Self { store: store.clone(), stage, inner, held: Held::new(data, journal, restored) })
     }
 
     /// Takes a stage over from an owner that is gone.
@@ -86,35 +78,18 @@ impl OwnedStage {
         // Order: all that a stage needs is durable before its next attempt begins.
         data.sync_all()?;
         inner.sync()?;
-        Ok(Self {
-            store: store.clone(),
-            stage,
-            inner,
-            journal,
-            data: Arc::new(data),
-            restored: Mutex::new(Some(restored)),
-        })
-    }
-
-    /// Begins the next attempt and hands out what earlier ones made durable.
-    pub(crate) fn begin(&self) -> Result<Restored> {
-        let epoch = self.journal.begin_attempt()?;
-        let geometry = self.journal.header().spec.geometry;
-        let progress =
-            crate::job::Progress::new(crate::job::JobState::Copying, geometry.image_bytes());
-        self.journal.set_status(&Status { epoch, progress })?;
-        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
-        restored.take().ok_or_else(|| Error::new(ErrorKind::Invalid, "begin the same target twice"))
+        Ok(Self { store: store.clone(), stage, inner, held: Held::new(data, journal, restored) })
     }
 
     /// How the job was decided, if it was. Also told of a stage that is gone.
     fn decided(&self) -> Result<Option<Outcome>> {
-        if !self.journal.is_still_in(&self.stage.dir)? {
+        if !self.held.journal.is_still_in(&self.stage.dir)? {
             // Only a decided stage is removed, and its journal goes on telling those who hold it.
-            let committed = self.journal.prepared().is_some() && !self.journal.is_cancelled()?;
+            let committed =
+                self.held.journal.prepared().is_some() && !self.held.journal.is_cancelled()?;
             return Ok(Some(if committed { Outcome::Committed } else { Outcome::Cancelled }));
         }
-        match settle(self.store.found(&self.stage, &self.journal)?) {
+        match settle(self.store.found(&self.stage, &self.held.journal)?) {
             Settlement::FinishCommit => Ok(Some(Outcome::Committed)),
             Settlement::FinishCancel => Ok(Some(Outcome::Cancelled)),
             Settlement::Keep => Ok(None),
@@ -122,36 +97,6 @@ impl OwnedStage {
                 Err(Error::new(ErrorKind::Corrupt, "find the stage: its bytes are gone"))
             }
         }
-    }
-
-    /// Makes everything durable, down to the names, and puts that on record.
-    pub(crate) fn prepare(&self, manifest: &Manifest) -> Result<()> {
-        // A commit that is asked for again finds its bytes published: they must not be touched.
-        if self.decided()?.is_some() {
-            return Ok(());
-        }
-        let published = match self.store.layout {
-            Layout::Images => {
-                self.data.set_mode(IMAGE_FILE_MODE)?;
-                self.data.sync_all()?;
-                self.write_manifest(manifest)?;
-                self.inner.set_mode(IMAGE_DIR_MODE)?;
-                self.inner.facts()?
-            }
-            Layout::Files => {
-                self.data.set_mode(default_file_mode())?;
-                self.data.sync_all()?;
-                self.data.facts()?
-            }
-        };
-        self.inner.sync()?;
-        self.stage.dir.sync()?;
-        // Order: all of the above before the record that says so.
-        self.journal.append_prepared(Prepared {
-            device: published.device,
-            inode: published.inode,
-            root: manifest.root(),
-        })
     }
 
     fn write_manifest(&self, manifest: &Manifest) -> Result<()> {
@@ -162,11 +107,52 @@ impl OwnedStage {
         file.set_mode(IMAGE_FILE_MODE)?;
         file.sync_all()
     }
+}
 
-    /// Decides: publishes the image unless a cancel came first. `None`: somebody holds the decision
-    /// now; ask again.
-    pub(crate) fn try_publish(&self) -> Result<Option<Outcome>> {
-        let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
+impl Owned for OwnedStage {
+    fn held(&self) -> &Held {
+        &self.held
+    }
+
+    fn write_zeroes(&self, range: ByteRange) -> Result<()> {
+        // A stage is blank, see `OwnedStage::take_over`, but this attempt may have written here.
+        if self.held.data.punch(range)? {
+            return Ok(());
+        }
+        self.held.data.write_zeroes(range)
+    }
+
+    fn prepare(&self, manifest: &Manifest) -> Result<()> {
+        // A commit that is asked for again finds its bytes published: they must not be touched.
+        if self.decided()?.is_some() {
+            return Ok(());
+        }
+        let published = match self.store.layout {
+            Layout::Images => {
+                self.held.data.set_mode(IMAGE_FILE_MODE)?;
+                self.held.data.sync_all()?;
+                self.write_manifest(manifest)?;
+                self.inner.set_mode(IMAGE_DIR_MODE)?;
+                self.inner.facts()?
+            }
+            Layout::Files => {
+                self.held.data.set_mode(default_file_mode())?;
+                self.held.data.sync_all()?;
+                self.held.data.facts()?
+            }
+        };
+        self.inner.sync()?;
+        self.stage.dir.sync()?;
+        // Order: all of the above before the record that says so.
+        self.held.journal.append_prepared(Prepared {
+            device: published.device,
+            inode: published.inode,
+            root: manifest.root(),
+        })
+    }
+
+    fn try_publish(&self) -> Result<Option<Outcome>> {
+        let Some(decision) = self.held.journal.try_decide()? else { return Ok(None) };
         match self.decided()? {
             Some(Outcome::Committed) => {}
             Some(Outcome::Cancelled) => {
@@ -174,7 +160,7 @@ impl OwnedStage {
                 return Ok(Some(Outcome::Cancelled));
             }
             None => {
-                let (payload, name) = (self.store.payload(), &self.journal.header().name);
+                let (payload, name) = (self.store.payload(), &self.held.journal.header().name);
                 // The decision: one rename that replaces nothing.
                 self.stage.dir.rename_no_replace(payload, &self.store.root, name).map_err(
                     |error| error.hint("move what is there out of the way, then resume"),
@@ -186,18 +172,16 @@ impl OwnedStage {
         Ok(Some(Outcome::Committed))
     }
 
-    /// After the commit: removes what is left of the stage.
-    pub(crate) fn finish(&self) -> Result<()> {
+    fn finish(&self) -> Result<()> {
         self.store.remove(&self.stage.parent, &self.stage.dir, self.stage.job)
     }
 
-    /// Decides to cancel unless the job has committed, and removes everything. `None`: ask again.
-    pub(crate) fn try_discard(&self) -> Result<Option<Outcome>> {
-        if !self.journal.is_still_in(&self.stage.dir)? {
+    fn try_discard(&self) -> Result<Option<Outcome>> {
+        if !self.held.journal.is_still_in(&self.stage.dir)? {
             return self.decided();
         }
-        let Some(decision) = self.journal.try_decide()? else { return Ok(None) };
-        match settle(self.store.found(&self.stage, &self.journal)?) {
+        let Some(decision) = self.held.journal.try_decide()? else { return Ok(None) };
+        match settle(self.store.found(&self.stage, &self.held.journal)?) {
             Settlement::FinishCommit => return Ok(Some(Outcome::Committed)),
             // Order: durable before it is acted on; who wrote it may have died before its sync.
             Settlement::FinishCancel | Settlement::Keep | Settlement::Lost | Settlement::Forget => {
@@ -207,16 +191,6 @@ impl OwnedStage {
         drop(decision);
         self.store.clean(&self.stage.parent, &self.stage.dir, self.stage.job)?;
         Ok(Some(Outcome::Cancelled))
-    }
-
-    /// What others ask of us.
-    pub(crate) fn wishes(&self) -> Result<Wishes> {
-        let control = self.journal.control()?;
-        Ok(Wishes {
-            cancelled: self.journal.is_cancelled()?,
-            suspend: control.suspend_epoch == Some(self.journal.epoch()),
-            limits: control.limits,
-        })
     }
 }
 

@@ -1,46 +1,113 @@
-//! The target that directory and file regions share: an owned stage behind the async trait.
+//! The target of every place that keeps a journal: an owned job behind the async trait.
 
-use std::sync::Arc;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::chunk::{Durable, Sealed, Written};
+use crate::disk::File;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, ChunkRun, to_usize};
-use crate::job::Progress;
-use crate::journal::Status;
+use crate::job::{JobState, Progress};
+use crate::journal::{Journal, Status};
 use crate::manifest::Manifest;
 use crate::region::{BoxFuture, LocalFile, Outcome, Restored, Target, Wishes, blocking};
-
-use super::OwnedStage;
 
 /// How long one waits for a decision that another process is taking.
 const DECISION_TIMEOUT: Duration = Duration::from_secs(30);
 const DECISION_POLL: Duration = Duration::from_millis(5);
 
-/// A staged image on a file system.
+/// What the owner of a job holds, whatever the place: the bytes, the journal, and what both had
+/// made durable before.
 #[derive(Debug)]
-pub(crate) struct StageTarget {
-    stage: Arc<OwnedStage>,
-    location: String,
-    file: LocalFile,
+pub(crate) struct Held {
+    /// Before the journal: whoever owns that next must find a device closed.
+    pub(crate) data: Arc<File>,
+    pub(crate) journal: Journal,
+    restored: Mutex<Option<Restored>>,
 }
 
-impl StageTarget {
-    pub(crate) fn new(stage: OwnedStage, location: String) -> Result<Self> {
-        let file = LocalFile::of(stage.data.clone())?;
-        Ok(Self { stage: Arc::new(stage), location, file })
+impl Held {
+    pub(crate) fn new(data: File, journal: Journal, restored: Restored) -> Self {
+        Self { data: Arc::new(data), journal, restored: Mutex::new(Some(restored)) }
     }
 
-    /// Runs blocking work on the stage; errors name the place.
+    /// Begins the next attempt and hands out what earlier ones made durable.
+    fn begin(&self) -> Result<Restored> {
+        let epoch = self.journal.begin_attempt()?;
+        let image_bytes = self.journal.header().spec.geometry.image_bytes();
+        let progress = Progress::new(JobState::Copying, image_bytes);
+        self.journal.set_status(&Status { epoch, progress })?;
+        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        restored.take().ok_or_else(|| Error::new(ErrorKind::Invalid, "begin the same target twice"))
+    }
+
+    /// What others ask of us.
+    fn wishes(&self) -> Result<Wishes> {
+        let control = self.journal.control()?;
+        Ok(Wishes {
+            cancelled: self.journal.is_cancelled()?,
+            suspend: control.suspend_epoch == Some(self.journal.epoch()),
+            limits: control.limits,
+        })
+    }
+}
+
+/// A job in the hands of its owner: the steps that differ from place to place, all of them
+/// blocking.
+pub(crate) trait Owned: Debug + Send + Sync + 'static {
+    fn held(&self) -> &Held;
+
+    /// Makes the range read as zeros.
+    fn write_zeroes(&self, range: ByteRange) -> Result<()>;
+
+    /// Makes everything durable, down to the names, and puts that on record.
+    fn prepare(&self, manifest: &Manifest) -> Result<()>;
+
+    /// Decides: publishes the image unless a cancel came first. `None`: somebody holds the decision
+    /// now; ask again.
+    fn try_publish(&self) -> Result<Option<Outcome>>;
+
+    /// After the commit: removes what is left of the job.
+    fn finish(&self) -> Result<()>;
+
+    /// Decides to cancel unless the job has committed, and removes everything. `None`: ask again.
+    fn try_discard(&self) -> Result<Option<Outcome>>;
+}
+
+/// An owned job behind the async trait.
+#[derive(Debug)]
+pub(crate) struct JournaledTarget<O> {
+    /// Before the owner: see [`Held`].
+    file: LocalFile,
+    location: String,
+    owned: Arc<O>,
+}
+
+impl<O: Owned> JournaledTarget<O> {
+    pub(crate) fn of(owned: O, location: String) -> Result<Arc<dyn Target>> {
+        let file = LocalFile::of(owned.held().data.clone())?;
+        Ok(Arc::new(Self { file, location, owned: Arc::new(owned) }))
+    }
+
+    /// Runs blocking work on the job; errors name the place.
     fn with<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&OwnedStage) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&O) -> Result<T> + Send + 'static,
     ) -> BoxFuture<'_, Result<T>> {
-        let stage = self.stage.clone();
-        let place = self.location.clone();
-        blocking(move || work(&stage).map_err(|error| error.within(place)))
+        let (owned, place) = (self.owned.clone(), self.location.clone());
+        blocking(move || work(&owned).map_err(|error| error.within(place)))
+    }
+
+    async fn decide(
+        &self,
+        ask: impl Fn(&O) -> Result<Option<Outcome>> + Copy + Send + 'static,
+    ) -> Result<Outcome> {
+        let owned = self.owned.clone();
+        let decided = until_decided(move || ask(&owned)).await;
+        decided.map_err(|error| error.within(self.location.clone()))
     }
 }
 
@@ -62,48 +129,45 @@ pub(crate) async fn until_decided<T: Send + 'static>(
     }
 }
 
-impl Target for StageTarget {
+impl<O: Owned> Target for JournaledTarget<O> {
     fn location(&self) -> String {
         self.location.clone()
     }
 
     fn begin(&self) -> BoxFuture<'_, Result<Restored>> {
-        self.with(OwnedStage::begin)
+        self.with(|owned| owned.held().begin())
     }
 
     fn write(&self, chunk: Sealed) -> BoxFuture<'_, Result<Written>> {
-        self.with(move |stage| {
-            stage.data.write_at(chunk.range().offset, chunk.data())?;
+        self.with(move |owned| {
+            owned.held().data.write_at(chunk.range().offset, chunk.data())?;
             Ok(chunk.written())
         })
     }
 
     fn write_zeroes(&self, run: ChunkRun) -> BoxFuture<'_, Result<Written>> {
-        self.with(move |stage| {
-            // A stage is blank, see `OwnedStage::take_over`, but this attempt may have written
-            // here.
-            let range = stage.journal.header().spec.geometry.run_range(run);
-            if !stage.data.punch(range)? {
-                stage.data.write_zeroes(range)?;
-            }
+        self.with(move |owned| {
+            let geometry = owned.held().journal.header().spec.geometry;
+            owned.write_zeroes(geometry.run_range(run))?;
             Ok(Written::zeroes(run))
         })
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<()>> {
-        self.with(|stage| stage.data.sync_data())
+        self.with(|owned| owned.held().data.sync_data())
     }
 
     fn checkpoint<'a>(&'a self, chunks: &'a [Durable]) -> BoxFuture<'a, Result<()>> {
         let chunks = chunks.to_vec();
-        self.with(move |stage| stage.journal.append_progress(&chunks))
+        self.with(move |owned| owned.held().journal.append_progress(&chunks))
     }
 
     fn read_back(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>> {
-        self.with(move |stage| {
-            stage.data.evict(range)?;
+        self.with(move |owned| {
+            let data = &owned.held().data;
+            data.evict(range)?;
             let mut buffer = vec![0; to_usize(range.len)];
-            let count = stage.data.read_at(range.offset, &mut buffer)?;
+            let count = data.read_at(range.offset, &mut buffer)?;
             // A stage that is too short does not verify.
             buffer.truncate(count);
             Ok(buffer.into())
@@ -113,36 +177,28 @@ impl Target for StageTarget {
     fn commit<'a>(&'a self, manifest: &'a Manifest) -> BoxFuture<'a, Result<Outcome>> {
         Box::pin(async move {
             let manifest = manifest.clone();
-            self.with(move |stage| stage.prepare(&manifest)).await?;
-            let stage = self.stage.clone();
-            until_decided(move || stage.try_publish())
-                .await
-                .map_err(|error| error.within(self.location.clone()))
+            self.with(move |owned| owned.prepare(&manifest)).await?;
+            self.decide(O::try_publish).await
         })
     }
 
     fn finish(&self) -> BoxFuture<'_, Result<()>> {
-        self.with(OwnedStage::finish)
+        self.with(O::finish)
     }
 
     fn discard(&self) -> BoxFuture<'_, Result<Outcome>> {
-        Box::pin(async move {
-            let stage = self.stage.clone();
-            until_decided(move || stage.try_discard())
-                .await
-                .map_err(|error| error.within(self.location.clone()))
-        })
+        Box::pin(self.decide(O::try_discard))
     }
 
     fn wishes(&self) -> BoxFuture<'_, Result<Wishes>> {
-        self.with(OwnedStage::wishes)
+        self.with(|owned| owned.held().wishes())
     }
 
     fn report<'a>(&'a self, progress: &'a Progress) -> BoxFuture<'a, Result<()>> {
         let progress = progress.clone();
-        self.with(move |stage| {
-            let epoch = stage.journal.epoch();
-            stage.journal.set_status(&Status { epoch, progress })
+        self.with(move |owned| {
+            let journal = &owned.held().journal;
+            journal.set_status(&Status { epoch: journal.epoch(), progress })
         })
     }
 
