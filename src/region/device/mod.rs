@@ -11,7 +11,7 @@ use crate::id::{ImageId, JobId};
 use crate::job::JobSpec;
 use crate::journal::{Found, Header, JOURNAL, Journal, Open, Published, Settlement, settle};
 use crate::region::local::LocalSource;
-use crate::region::stage::{put_wish, staged_job, until_decided};
+use crate::region::stage::{open_restoring, put_wish, staged_job, until_decided};
 use crate::region::{
     BoxFuture, Capabilities, ImageInfo, Located, Recovered, Region, Restored, Settled, Source,
     StagedJob, Target, Vote, Wish, blocking,
@@ -93,24 +93,10 @@ impl Shared {
     }
 
     fn take_over(self: &Arc<Self>, stage: Stage, spec: &JobSpec) -> Result<DeviceStage> {
-        let mut restored = Restored::new(spec.geometry);
-        let mut broken = Ok(());
-        let opened = Journal::take_over(&stage.dir, stage.job, &mut |chunk| {
-            if let Err(error) = restored.record(chunk) {
-                broken = Err(error);
-            }
-        })?;
-        broken?;
-        let Some(Open::Valid(journal)) = opened else {
-            return Err(Error::new(ErrorKind::Corrupt, "take over a job without journal"));
-        };
-        if !journal.header().spec.same_request(spec) {
-            return Err(Error::new(ErrorKind::Invalid, format!("take over job {}", stage.job))
-                .hint("it was started with another request"));
-        }
+        let (journal, restored) = open_restoring(&stage.dir, spec)?;
         let device = self.open_device(spec)?;
         journal.forget_suspend()?;
-        Ok(DeviceStage::new(stage, *journal, device, restored))
+        Ok(DeviceStage::new(stage, journal, device, restored))
     }
 
     fn open_device(&self, spec: &JobSpec) -> Result<File> {

@@ -107,7 +107,7 @@ impl StageStore {
     /// Takes over what the job has staged; [`ErrorKind::NotFound`] when there is nothing of it.
     pub(crate) fn reopen(self: &Arc<Self>, spec: &JobSpec) -> Result<OwnedStage> {
         let stage = self.find(spec.job)?.ok_or_else(|| nothing_staged(spec.job))?;
-        let (journal, restored) = self.open_restoring(&stage, spec)?;
+        let (journal, restored) = open_restoring(&stage.dir, spec)?;
         OwnedStage::take_over(self, stage, journal, restored)
     }
 
@@ -167,28 +167,6 @@ impl StageStore {
         inner.sync()?;
         self.names().insert(spec.job, name.to_owned());
         OwnedStage::fresh(self, parent.reopen()?, dir, inner, journal, data)
-    }
-
-    /// The journal of a stage and what it made durable.
-    fn open_restoring(&self, stage: &Stage, spec: &JobSpec) -> Result<(Journal, Restored)> {
-        let gone = || nothing_staged(stage.job);
-        let watched = Journal::watch(&stage.dir, stage.job)?.ok_or_else(gone)?;
-        if !watched.header().spec.same_request(spec) {
-            return Err(Error::new(ErrorKind::Invalid, format!("take over job {}", stage.job))
-                .hint("it was started with another request"));
-        }
-        let mut restored = Restored::new(watched.header().spec.geometry);
-        let mut broken = Ok(());
-        let opened = Journal::take_over(&stage.dir, stage.job, &mut |chunk| {
-            if let Err(error) = restored.record(chunk) {
-                broken = Err(error);
-            }
-        })?;
-        broken?;
-        match opened {
-            Some(Open::Valid(journal)) => Ok((*journal, restored)),
-            Some(Open::Unacknowledged) | None => Err(gone()),
-        }
     }
 
     /// The staged jobs, by number.
@@ -446,6 +424,28 @@ impl StageStore {
 
     fn names(&self) -> MutexGuard<'_, HashMap<JobId, String>> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Owns the journal of a job whose owner is gone, and tells what it made durable.
+pub(crate) fn open_restoring(dir: &Dir, spec: &JobSpec) -> Result<(Journal, Restored)> {
+    let gone = || nothing_staged(spec.job);
+    let watched = Journal::watch(dir, spec.job)?.ok_or_else(gone)?;
+    if !watched.header().spec.same_request(spec) {
+        return Err(Error::new(ErrorKind::Invalid, format!("take over job {}", spec.job))
+            .hint("it was started with another request"));
+    }
+    let mut restored = Restored::new(watched.header().spec.geometry);
+    let mut broken = Ok(());
+    let opened = Journal::take_over(dir, spec.job, &mut |chunk| {
+        if let Err(error) = restored.record(chunk) {
+            broken = Err(error);
+        }
+    })?;
+    broken?;
+    match opened {
+        Some(Open::Valid(journal)) => Ok((*journal, restored)),
+        Some(Open::Unacknowledged) | None => Err(gone()),
     }
 }
 
