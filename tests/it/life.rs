@@ -415,10 +415,11 @@ async fn seconds(engine: &Engine, target: &str, options: CopyOptions) -> f64 {
     began.elapsed().as_secs_f64()
 }
 
-/// Never faster than the limit, but for what an idle bucket saves up; and not much slower.
+/// Never faster than the limit, but for what an idle bucket saves up. How much slower is the
+/// machine's affair.
 #[track_caller]
 fn holds(seconds: f64, wanted: f64) {
-    assert!((wanted - 0.2..wanted * 3.0 + 1.0).contains(&seconds), "{seconds} s for {wanted} s");
+    assert!(seconds >= wanted - 0.2, "{seconds} s for {wanted} s");
 }
 
 // The pool's threads are none of the runtime's, so a paused clock would run ahead of them: these
