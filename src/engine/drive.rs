@@ -313,13 +313,22 @@ pub(crate) fn keep_rolling_back(
                 () = engine.closing.cancelled() => return,
                 () = sleep(delay) => {}
             }
-            let vote = region.cancel(spec.job, &spec.target.image).await;
-            if matches!(vote, Ok(Vote::Cancelled { clean: true, .. } | Vote::Unknown)) {
-                let record = JobRecord::new(spec.clone(), JobState::RolledBack);
-                engine.index.write(record).await.ok();
-                return;
+            let ended = match region.cancel(spec.job, &spec.target.image).await {
+                Ok(Vote::Cancelled { clean: true, .. } | Vote::Unknown) => JobState::RolledBack,
+                // Nothing had been decided, and somebody else has committed it since.
+                Ok(Vote::Committed) => JobState::Committed,
+                Ok(Vote::Cancelled { clean: false, .. }) | Err(_) => {
+                    delay = (delay * 2).min(ROLLBACK_DELAY_MAX);
+                    continue;
+                }
+            };
+            let mut record = JobRecord::new(spec.clone(), ended);
+            if ended == JobState::Committed {
+                record.receipt = crate::engine::found_receipt(&*region, &spec).await.ok();
             }
-            delay = (delay * 2).min(ROLLBACK_DELAY_MAX);
+            // The region is the truth; an index that cannot be written now is rebuilt by `recover`.
+            engine.index.write(record).await.ok();
+            return;
         }
     });
 }

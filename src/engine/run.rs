@@ -121,11 +121,11 @@ pub(crate) async fn copy(
         // Order: the old head is gone for good before anything else is written over.
         run.target.sync().await?;
     }
-    let mut verified = move_and_verify(&run, plan).await?;
+    let mut verified = move_and_verify(&run, plan, &run.restored_runs).await?;
     if held && !run.stop.is_cancelled() {
         run.ledger.reopen();
         let first = Plan::only(run.spec.geometry, [ChunkIndex::new(0)]);
-        verified = add(verified, move_and_verify(&run, first).await?);
+        verified = add(verified, move_and_verify(&run, first, &[]).await?);
     }
     if run.stop.is_cancelled() {
         return Ok(End::Stopped);
@@ -149,8 +149,12 @@ async fn survey(run: &Run) -> Result<Plan> {
     while offset < geometry.image_bytes() && !run.stop.is_cancelled() {
         let rest = ByteRange::new(offset, geometry.image_bytes() - offset);
         let extents = run.source.extents(rest).await?;
-        let Some(last) = extents.last() else { break };
-        offset = last.range.end();
+        // A region that gets no further is told so by `finish`: it must not keep us here.
+        let Some(end) = extents.last().map(|last| last.range.end()).filter(|end| *end > offset)
+        else {
+            break;
+        };
+        offset = end;
         for extent in extents {
             planner
                 .extent(extent)
@@ -166,12 +170,13 @@ async fn survey(run: &Run) -> Result<Plan> {
 }
 
 /// Moves what is planned, with checkpoints beside it, and reads back as much as was asked for.
-/// Chunks that do not verify are written again, a few times.
-async fn move_and_verify(run: &Arc<Run>, plan: Plan) -> Result<Verified> {
+/// Chunks that do not verify are written again, a few times. `earlier` are chunks that earlier runs
+/// made durable, and that are still to be verified.
+async fn move_and_verify(run: &Arc<Run>, plan: Plan, earlier: &[ChunkRun]) -> Result<Verified> {
     let mode = run.spec.verify;
     let mut verified = Verified { mode, ..Verified::default() };
     let mut plan = plan;
-    let mut earlier = run.restored_runs.as_slice();
+    let mut earlier = earlier;
     for _ in 0..=REWRITE_COUNT_MAX {
         let findings = move_once(run, plan, mode, earlier).await?;
         verified = add(verified, findings.verified);
