@@ -8,9 +8,10 @@ use blockferry::chunk::{Durable, Sealed, Written};
 use blockferry::engine::Engine;
 use blockferry::geometry::{ByteRange, ChunkRun};
 use blockferry::id::{ImageId, JobId};
-use blockferry::job::{JobSpec, Progress};
+use blockferry::job::{Fingerprint, JobSpec, Progress};
 use blockferry::manifest::Manifest;
 use blockferry::options::Verify;
+use blockferry::plan::{Extent, ExtentKind};
 use blockferry::region::{
     BoxFuture, Capabilities, ImageInfo, LocalFile, Located, Outcome, Recovered, Region, Restored,
     Source, StagedJob, Target, Vote, Wish, Wishes,
@@ -34,6 +35,8 @@ struct Book {
     read_back: HashMap<u64, u32>,
     /// Offset of a chunk -> how often it was written.
     written: HashMap<u64, u32>,
+    /// Sources tell of extents that have no length.
+    stands_still: bool,
 }
 
 /// A region whose device does not keep what is written.
@@ -49,6 +52,47 @@ struct ForgetfulTarget {
     book: Arc<Mutex<Book>>,
 }
 
+/// A source whose extents never get further.
+#[derive(Debug)]
+struct StandingStill {
+    inner: Arc<dyn Source>,
+}
+
+impl Source for StandingStill {
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.inner.size_bytes()
+    }
+
+    fn fingerprint(&self) -> BoxFuture<'_, blockferry::Result<Fingerprint>> {
+        self.inner.fingerprint()
+    }
+
+    fn extents(&self, range: ByteRange) -> BoxFuture<'_, blockferry::Result<Vec<Extent>>> {
+        let nothing = Extent { range: ByteRange::new(range.offset, 0), kind: ExtentKind::Data };
+        // Yields, so that a survey that never ends is found by its deadline and not by hanging.
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            Ok(vec![nothing])
+        })
+    }
+
+    fn manifest(&self) -> Option<Arc<Manifest>> {
+        self.inner.manifest()
+    }
+
+    fn read_at(&self, range: ByteRange) -> BoxFuture<'_, blockferry::Result<Bytes>> {
+        self.inner.read_at(range)
+    }
+
+    fn local(&self) -> Option<LocalFile> {
+        self.inner.local()
+    }
+}
+
 impl Region for Forgetful {
     fn location(&self) -> String {
         self.inner.location()
@@ -62,7 +106,11 @@ impl Region for Forgetful {
         &'a self,
         image: &'a ImageId,
     ) -> BoxFuture<'a, blockferry::Result<Arc<dyn Source>>> {
-        self.inner.open(image)
+        Box::pin(async move {
+            let inner = self.inner.open(image).await?;
+            let stands_still = self.book.lock().unwrap().stands_still;
+            Ok(if stands_still { Arc::new(StandingStill { inner }) } else { inner })
+        })
     }
 
     fn stage<'a>(
@@ -305,4 +353,16 @@ async fn full_verification_also_reads_back_what_a_resume_does_not_copy() {
         }
         assert_right(&world, place).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_whose_extents_get_no_further_does_not_hold_the_job_for_ever() {
+    let (world, engine, book) = play("n", &[]).await;
+    let job = engine.copy(request("m/disk", "forgetful/disk", small())).await.unwrap();
+    committed(ended(&job).await);
+    book.lock().unwrap().stands_still = true;
+    let job = engine.copy(request("forgetful/disk", "b/again", small())).await.unwrap();
+    failed(&ended(&job).await, ErrorKind::Invalid, true);
+    assert!(world.region("b").list().await.unwrap().is_empty());
+    assert!(job.cancel().await.unwrap().answer.is_clean());
 }
