@@ -6,6 +6,7 @@ mod endings;
 mod hooked;
 mod recovery;
 mod staging;
+mod taker;
 mod wishes;
 
 use std::fmt::Debug;
@@ -25,6 +26,7 @@ use crate::region::{Outcome, Region, Restored, Source, Target, Vote};
 use crate::seal::{Seal, digest_of, is_zero, seal};
 
 pub use hooked::{Hook, Hooked, Point, When};
+pub use taker::Taker;
 
 /// How the suite gets at regions of one kind.
 pub trait Fixture: Sync {
