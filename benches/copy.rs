@@ -1,12 +1,27 @@
 //! Whole copies through the engine: a hot file to a directory region, durable, as a caller sees it.
 //!
-//! The image has `BLOCKFERRY_BENCH_MIB` MiB (256). Figures of one run compare with each other; to
-//! compare with other tools, use `benches/peers/run`, which warms memory before every sample.
+//! | case of the group `copy` | what is copied |
+//! |---|---|
+//! | `random` | random bytes, with the default checkpoints |
+//! | `one checkpoint` | the same, recorded by a single checkpoint at the end |
+//! | `sparse` | an eighth random bytes, the rest holes |
+//!
+//! These names are stable: others read `criterion/copy/<case>/new/estimates.json` below the target
+//! folder. `random` and `one checkpoint` are copied in turns, whichever of them is being timed, so
+//! that their ratio is what checkpoints cost and not what the disk did meanwhile.
+//!
+//! The image has `BLOCKFERRY_BENCH_MIB` MiB (1024; once, to see that it works, 16). A checkpoint is
+//! due every 256 MiB, so that smaller images say nothing of its cost. Figures of one run compare
+//! with each other; to compare with other tools, use `benches/peers/run`, which warms memory before
+//! every sample.
 
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a bench that cannot go on stops")]
+#![expect(clippy::print_stdout, reason = "criterion knows no ratios, so we print ours beside it")]
 
 #[path = "made/noise.rs"]
 mod noise;
+#[path = "made/smoke.rs"]
+mod smoke;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -26,6 +41,15 @@ use tokio::runtime::Runtime;
 
 const MIB: u64 = 1 << 20;
 
+/// Longer than any copy.
+const NEVER: Duration = Duration::from_secs(24 * 3600);
+
+#[derive(Clone, Copy)]
+enum Checkpoints {
+    Default,
+    One,
+}
+
 struct Case {
     engine: Engine,
     region: Arc<DirRegion>,
@@ -34,10 +58,16 @@ struct Case {
 }
 
 impl Case {
-    async fn new(folder: &Path, source: &Path) -> Result<Self> {
+    /// In a folder of its own.
+    async fn new(folder: &Path, source: &Path, checkpoints: Checkpoints) -> Result<Self> {
         let (root, state_dir) = (folder.join("region"), folder.join("state"));
         std::fs::create_dir_all(&root).unwrap();
-        let engine = Engine::open(EngineOptions::new(&state_dir)).await?;
+        let options = EngineOptions::new(&state_dir);
+        let engine = Engine::open(match checkpoints {
+            Checkpoints::Default => options,
+            Checkpoints::One => options.with_checkpoint(u64::MAX / 4, NEVER),
+        });
+        let engine = engine.await?;
         let (from, to) = (RegionName::try_from("file")?, RegionName::try_from("region")?);
         let region = Arc::new(DirRegion::open_root(&root)?);
         engine.register(from.clone(), FileRegion::open_path(source, &state_dir)?).await?;
@@ -56,6 +86,13 @@ impl Case {
         let elapsed = began.elapsed();
         let JobOutcome::Committed(receipt) = outcome else { panic!("{outcome:?}") };
         Ok((receipt, elapsed))
+    }
+
+    /// The time of one copy, which is removed again.
+    async fn round(&self) -> Result<Duration> {
+        let (receipt, elapsed) = self.copy().await?;
+        self.clear(&receipt).await?;
+        Ok(elapsed)
     }
 
     async fn clear(&self, receipt: &Receipt) -> Result<()> {
@@ -101,32 +138,80 @@ fn image(path: &Path, mib: u64, data_every: u64) {
     file.sync_all().unwrap();
 }
 
+/// The same copy with the default checkpoints and with one, in turns.
+struct Pair {
+    cases: [Case; 2],
+    turn: usize,
+    ratios: Vec<f64>,
+}
+
+impl Pair {
+    const NAMES: [&str; 2] = ["random", "one checkpoint"];
+
+    async fn new(folder: &Path, source: &Path) -> Result<Self> {
+        let [default, one] = Self::NAMES.map(|name| folder.join(name));
+        let default = Case::new(&default, source, Checkpoints::Default).await?;
+        let one = Case::new(&one, source, Checkpoints::One).await?;
+        default.check(source).await?;
+        one.check(source).await?;
+        Ok(Self { cases: [default, one], turn: 0, ratios: Vec::new() })
+    }
+
+    /// The time of either, which of them goes first taking turns too.
+    async fn round(&mut self) -> Result<[Duration; 2]> {
+        let mut times = [Duration::ZERO; 2];
+        for at in [self.turn, 1 - self.turn] {
+            times[at] = self.cases[at].round().await?;
+        }
+        self.turn = 1 - self.turn;
+        self.ratios.push(times[0].div_duration_f64(times[1]));
+        Ok(times)
+    }
+
+    fn tell_ratio(&mut self) {
+        self.ratios.sort_by(f64::total_cmp);
+        if let Some(median) = self.ratios.get(self.ratios.len() / 2) {
+            let count = self.ratios.len();
+            println!("copy/random : copy/one checkpoint = {median:.3}, median of {count} pairs\n");
+        }
+    }
+}
+
 fn copies(bench: &mut Criterion) {
-    let is_smoke = std::env::args().any(|word| word == "--test");
     let asked = std::env::var("BLOCKFERRY_BENCH_MIB").ok().map(|text| text.parse().unwrap());
-    let mib = asked.unwrap_or(if is_smoke { 16 } else { 256 });
+    let mib = asked.unwrap_or(if smoke::is_smoke() { 16 } else { 1024 });
     let runtime = Runtime::new().unwrap();
-    let mut group = bench.benchmark_group(format!("copy {mib} MiB, file to region"));
+    let mut group = bench.benchmark_group("copy");
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
     group.throughput(Throughput::Bytes(mib * MIB));
-    for (name, data_every) in [("random", 1), ("sparse, an eighth data", 8)] {
-        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let source = folder.path().join("source.raw");
-        image(&source, mib, data_every);
-        let case = runtime.block_on(Case::new(folder.path(), &source)).unwrap();
-        runtime.block_on(case.check(&source)).unwrap();
+
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let source = folder.path().join("source.raw");
+    image(&source, mib, 1);
+    let mut pair = runtime.block_on(Pair::new(folder.path(), &source)).unwrap();
+    for (at, name) in Pair::NAMES.into_iter().enumerate() {
         group.bench_function(name, |timer| {
             timer.iter_custom(|rounds| {
-                let mut total = Duration::ZERO;
-                for _ in 0..rounds {
-                    let (receipt, elapsed) = runtime.block_on(case.copy()).unwrap();
-                    total += elapsed;
-                    runtime.block_on(case.clear(&receipt)).unwrap();
-                }
-                total
+                (0..rounds).map(|_| runtime.block_on(pair.round()).unwrap()[at]).sum()
             });
         });
     }
+    if !smoke::is_smoke() {
+        pair.tell_ratio();
+    }
+    drop((pair, folder));
+
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let source = folder.path().join("source.raw");
+    image(&source, mib, 8);
+    let case = Case::new(folder.path(), &source, Checkpoints::Default);
+    let case = runtime.block_on(case).unwrap();
+    runtime.block_on(case.check(&source)).unwrap();
+    group.bench_function("sparse", |timer| {
+        timer.iter_custom(|rounds| {
+            (0..rounds).map(|_| runtime.block_on(case.round()).unwrap()).sum()
+        });
+    });
     group.finish();
 }
 
