@@ -51,6 +51,10 @@ def sample(options, image, place, cache, one, row, whole):
     if one.kind != "limit":
         check(image, one, whole)
         taken["used_bytes"] = os.stat(one.result).st_blocks * 512
+    if one.kind == "ferry":
+        taken["stalls"] = json.loads(taken["stdout"])["stalls"]
+    # What tools say names the folders of this machine.
+    del taken["stdout"], taken["stderr"]
     row["samples"].append(taken)
 
 
@@ -138,5 +142,5 @@ def median(row, what):
 
 def stalls(row):
     """Median share of each stage, from what blockferry told of each of its copies."""
-    told = [json.loads(sample["stdout"])["stalls"] for sample in row["samples"]]
+    told = [sample["stalls"] for sample in row["samples"]]
     return {name: statistics.median(one[name] for one in told) for name in told[0]}

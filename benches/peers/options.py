@@ -70,6 +70,7 @@ def chosen_tables(options):
         return [("random", "disk", "hot")]
     places, caches = options.on or PLACES, options.cache or CACHES
     quick = options.mode == "quick" and not (options.on or options.cache)
+    hot_unless_asked = [] if options.cache else ["huge", "zero"]
     return [
         (name, place, cache)
         for name in inputs.NAMES
@@ -77,6 +78,7 @@ def chosen_tables(options):
         for place in places
         for cache in caches
         if not (place == "tmpfs" and (cache == "cold" or name == "huge"))
+        and not (cache == "cold" and name in hot_unless_asked)
         and not (quick and (cache == "cold" or (place == "tmpfs" and name != "random")))
     ]
 

@@ -261,14 +261,15 @@ def library_text(figures):
 def notes(result):
     lines = [f"Left out: {why}." for why in result["left_out"]]
     lines += [
-        "Every result is compared with its source. All are flushed before the time ends; none of "
-        "the others hashes, keeps a journal or commits atomically. Memory is warmed before every "
-        "sample. Of a cold source the page cache was dropped; a virtual disk may have its own. On "
-        "tmpfs nothing is cold. For images with holes or zeros each tool runs in the mode that "
-        "keeps them, into a fresh file of the full length where it needs one; what was not kept "
-        "sparse is marked and is no best peer. Bytes by calls leave out what is mapped and what "
-        "holes gave without a call; `rsync` also moves them between its processes. The harness "
-        "flushes after `cp` and `rclone`; `rclone` skips its checksums.",
+        "Every result is compared with its source. All are flushed before the time ends; none "
+        "of the others hashes, keeps a journal or commits atomically. Memory is warmed before "
+        "every sample. Of a cold source the page cache was dropped; a virtual disk may have its "
+        "own. On tmpfs nothing is cold, and nothing of 1 TiB is measured there. For images with "
+        "holes or zeros each tool runs in the mode that keeps them, into a fresh file of the "
+        "full length where it needs one; what was not kept sparse is marked and is no best "
+        "peer. Bytes by calls leave out what is mapped and what holes gave without a call; "
+        "`rsync` also moves them between its processes. The harness flushes after `cp` and "
+        "`rclone`; `rclone` skips its checksums.",
         "Not measured here: object stores and peers on a network.",
     ]
     return "\n\n".join(lines)
