@@ -17,9 +17,13 @@ PART = 16 * MIB
 BEGAN = time.monotonic()
 
 
+def elapsed():
+    return time.monotonic() - BEGAN
+
+
 def note(text):
     """Progress, with the time since the start."""
-    seconds = round(time.monotonic() - BEGAN)
+    seconds = round(elapsed())
     print(f"[{seconds // 60:3}:{seconds % 60:02}] {text}", file=sys.stderr, flush=True)
 
 
@@ -27,10 +31,17 @@ class Differs(Exception):
     """A copy is not what its source is, or blockferry could not make one."""
 
 
+# The guard is to end within a minute.
+GUARD_ROUNDS_MIN, GUARD_SECONDS = 3, 45
+
+
 def in_turns(options, image, place, cache, contestants):
     """Rows in the order of the contestants: each has samples, or why it has none."""
     rows = [{"tool": one.name, "kind": one.kind, "samples": []} for one in contestants]
     for number in range(options.rounds):
+        if options.mode == "guard" and number >= GUARD_ROUNDS_MIN and elapsed() > GUARD_SECONDS:
+            note("a slow disk: no more rounds")
+            break
         for one, row in zip(contestants, rows):
             if "failed" not in row:
                 sample(options, image, place, cache, one, row, whole=number == 0)

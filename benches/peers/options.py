@@ -52,15 +52,14 @@ def some_of(known):
 
 def completed(options):
     options.mode = "quick" if options.quick else "guard" if options.guard else "full"
-    small = options.mode != "full"
     options.folder = os.path.abspath(options.folder or options.below)
     options.blockferry = os.path.abspath(options.blockferry)
     options.rounds = options.rounds or (3 if options.quick else 5)
     options.limit = options.limit or (10 if options.quick else 60)
     options.tables = chosen_tables(options)
-    options.sizes = inputs.sizes(small, options.scale)
-    options.cancels = 10 if small else 100
-    options.resumes = 3 if small else 5
+    options.sizes = inputs.sizes(options.mode, options.scale)
+    options.cancels = 10 if options.quick else 100
+    options.resumes = 3 if options.quick else 5
     return options
 
 
