@@ -25,7 +25,7 @@ def parsed():
     words.add_argument("--rounds", type=int, help="samples of each contestant (5; quick 3)")
     words.add_argument("--scale", type=float, default=1.0, help="of the inputs, to try things (1)")
     words.add_argument("--seed", type=int, default=1, help="of inputs and random moments (1)")
-    words.add_argument("--limit", type=float, help="seconds a sample may take (60; quick 10)")
+    words.add_argument("--limit", type=float, help="seconds a sample may take (60; quick 6)")
     words.add_argument("--folder", help="on the file system to measure (below target/)")
     words.add_argument("--without", type=some_of(EXTRAS), default=[], help=",".join(EXTRAS))
     for form in ["json", "svg", "markdown"]:
@@ -55,11 +55,11 @@ def completed(options):
     options.folder = os.path.abspath(options.folder or options.below)
     options.blockferry = os.path.abspath(options.blockferry)
     options.rounds = options.rounds or (3 if options.quick else 5)
-    options.limit = options.limit or (10 if options.quick else 60)
+    options.limit = options.limit or (6 if options.quick else 60)
     options.tables = chosen_tables(options)
     options.sizes = inputs.sizes(options.mode, options.scale)
     options.cancels = 10 if options.quick else 100
-    options.resumes = 3 if options.quick else 5
+    options.resumes = 2 if options.quick else 5
     return options
 
 

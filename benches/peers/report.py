@@ -43,7 +43,7 @@ def head(result):
     machine = result["machine"]
     return (
         f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB of memory, "
-        f"{machine['kernel']}, {machine['file_system']}; {result['date']}; medians of "
+        f"{machine['kernel']}, {machine['file_system']}; {result['date']}; medians of up to "
         f"{result['rounds']} rounds in turns; {result['took_s'] / 60:.0f} minutes in all.\n"
         f"To repeat: `{result['repeat']}`."
     )
