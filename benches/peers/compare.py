@@ -1,173 +1,143 @@
-"""Times blockferry and its peers on the same copy, in turns; started by `run`."""
+"""Times blockferry and its peers on the same copies, in turns; started by `run`."""
 
-import argparse
+import contextlib
+import datetime
 import json
-import os
-import re
-import shlex
-import shutil
-import statistics
-import subprocess
+import signal
 import sys
-import tempfile
 
-MIB = 1 << 20
+import chart
+import contestants
+import inputs
+import interrupt
+import library
+import machine
+import measure
+import options as command_line
+import places
+import reflink
+import report
 
 
 def main():
-    options = parsed()
-    folder = tempfile.mkdtemp(prefix="blockferry-peers-", dir=os.path.abspath(options.folder or options.below))
+    # Also where a shell started it in the background, deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    options = command_line.parsed()
     try:
-        report(options, compare(options, folder))
+        result = everything(options)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; what was made is removed")
+    except measure.Differs as told:
+        sys.exit(f"FAILED: {told}")
+    deliver(options, result)
+    if options.mode == "guard":
+        sys.exit(guarded(result["tables"][0]))
+
+
+def everything(options):
+    began = datetime.datetime.now(datetime.timezone.utc)
+    result = {"machine": machine.facts(), "date": f"{began:%Y-%m-%d}", "mode": options.mode}
+    result |= {"repeat": command_line.repeat_line(options), "rounds": options.rounds}
+    result |= {"seed": options.seed, "tables": [], "left_out": []}
+    measure.note(f"seed {options.seed}")
+    with contextlib.ExitStack() as stack:
+        disk = stack.enter_context(places.disk(options.folder))
+        result["machine"]["file_system"] = disk.kind
+        found = {"disk": disk, "tmpfs": None}
+        if any(place == "tmpfs" for _, place, _ in options.tables):
+            try:
+                found["tmpfs"] = stack.enter_context(places.tmpfs(disk))
+            except inputs.Missing as why:
+                result["left_out"].append(f"tmpfs: {why}")
+        compare_tools(options, found, result)
+        if options.mode != "guard":
+            extras(options, disk, result)
+    result["took_s"] = round(measure.elapsed())
+    return result
+
+
+def compare_tools(options, found, result):
+    for name in inputs.NAMES:
+        mine = [(place, cache) for of, place, cache in options.tables if of == name]
+        if not mine:
+            continue
+        measure.note(f"making: {name}")
+        with contextlib.ExitStack() as stack:
+            try:
+                path = stack.enter_context(removed_in_the_end(found["disk"].source))
+                image = inputs.made(name, path, options.sizes, options.seed)
+            except inputs.Missing as why:
+                result["left_out"].append(f"{name}: {why}")
+                continue
+            for place, cache in mine:
+                if found[place]:
+                    result["tables"].append(one_table(options, image, found[place], cache))
+
+
+def one_table(options, image, place, cache):
+    measure.note(f"{image.title}, {place.name} ({place.kind}), {cache}")
+    with contextlib.ExitStack() as stack:
+        if place.source != image.path:
+            path = stack.enter_context(removed_in_the_end(place.source))
+            image = inputs.moved(image, path)
+        taking_part, left_out = contestants.all_of(options, image, place)
+        rows = measure.in_turns(options, image, place, cache, taking_part)
+    return report.judged(image, place, cache, rows, left_out)
+
+
+@contextlib.contextmanager
+def removed_in_the_end(path):
+    try:
+        yield path
     finally:
-        shutil.rmtree(folder)
+        with contextlib.suppress(FileNotFoundError):
+            measure.os.unlink(path)
 
 
-def parsed():
-    words = argparse.ArgumentParser(prog="benches/peers/run", description=__doc__)
-    words.add_argument("--size", type=size, default=size("2GiB"), help="of the image (2GiB)")
-    words.add_argument("--rounds", type=int, default=5, help="samples of each contestant (5)")
-    words.add_argument("--folder", help="on the file system to measure (below target/)")
-    words.add_argument("--json", help="write every sample to this file")
-    words.add_argument("--blockferry", help="the binary to measure")
-    for given_by_run in ["--warm", "--timed", "--below"]:
-        words.add_argument(given_by_run, help=argparse.SUPPRESS)
-    return words.parse_args()
+def extras(options, disk, result):
+    """The figures that are no race of tools; each that is left out says why."""
+    for name, room in [("reflink", reflink), ("interrupt", interrupt), ("library", library)]:
+        if name in options.without:
+            result["left_out"].append(f"{name}: not asked for")
+            continue
+        try:
+            result[name] = room.measured(options, disk)
+        except inputs.Missing as why:
+            result["left_out"].append(f"{name}: {why}")
 
 
-def size(text):
-    found = re.fullmatch(r"(\d+)([KMGT]iB)?", text)
-    if not found:
-        raise argparse.ArgumentTypeError("give a number such as 512MiB or 2GiB")
-    return int(found[1]) << {None: 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}[found[2]]
+GUARD_RATIO = 1.5
 
 
-def compare(options, folder):
-    """A list of samples by contestant: wall and CPU seconds, peak memory in KiB."""
-    source = os.path.join(folder, "source.raw")
-    make_random(source, options.size)
-    samples = {}
-    for round_number in range(options.rounds):
-        for name, contestant in contestants(options, folder, source).items():
-            destination, command, prepare = contestant
-            prepare()
-            settle(options, folder, source)
-            sample = timed(options, folder, command)
-            if round_number == 0:
-                subprocess.run(["cmp", source, destination], check=True)
-            drop(folder)
-            samples.setdefault(name, []).append(sample)
-            print(f"round {round_number + 1}, {name}: {sample['wall_s']:.2f} s", file=sys.stderr)
-    return samples
+def guarded(table):
+    """0 or 1: wide of the noise of one run, and no wider."""
+    for row in table["rows"]:
+        if not row["samples"]:
+            print(f"speed guard FAILED: {row['tool']}: {row['failed']}")
+            return 1
+    ferry, cp = (measure.median(row, "wall_s") for row in table["rows"])
+    verdict = "ok" if ferry <= GUARD_RATIO * cp else "FAILED"
+    print(
+        f"speed guard {verdict}: blockferry {ferry:.2f} s, cp and fsync {cp:.2f} s, "
+        f"{ferry / cp:.2f} times (at most {GUARD_RATIO}; {len(table['rows'][0]['samples'])} rounds)"
+    )
+    return int(verdict != "ok")
 
 
-def contestants(options, folder, source):
-    """Those that are installed: where the bytes end up, the command, what must be there first."""
-    place = os.path.join(folder, "to")
-    file = os.path.join(place, "copy.raw")
-    image = os.path.join(place, "region", "image")
-    state = os.path.join(place, "state")
-
-    def sized():
-        with open(file, "wb") as made:
-            made.truncate(options.size)
-
-    def nothing():
-        pass
-
-    region = os.path.dirname(image)
-    q = shlex.quote
-    ferry = [options.blockferry, "copy", source, f"dir://{image}", "--state-dir", state]
-    qemu = "qemu-img convert -n -W -m 16 -t writeback -f raw -O raw".split()
-    cp = f"cp --reflink=never --sparse=never {q(source)} {q(file)} && sync {q(file)}"
-    all_of_them = {
-        "blockferry copy": (
-            os.path.join(image, "data"),
-            ferry + ["--progress", "none", "--json"],
-            lambda: os.makedirs(region),
-        ),
-        "qemu-img convert -n -W -m 16 -t writeback": (file, qemu + [source, file], sized),
-        "cp, then fsync": (file, ["sh", "-c", cp], nothing),
-        "dd bs=4M conv=fsync": (
-            file,
-            ["dd", f"if={source}", f"of={file}", "bs=4M", "conv=fsync", "status=none"],
-            nothing,
-        ),
-        "nbdcopy --flush": (file, ["nbdcopy", "--flush", source, file], sized),
+def deliver(options, result):
+    text = report.markdown(result)
+    if options.mode != "guard":
+        print(text)
+    wanted = {
+        options.json: lambda: json.dumps(result, indent=1) + "\n",
+        options.svg: lambda: chart.drawn(result),
+        options.markdown: lambda: text,
     }
-
-    def made(prepare):
-        return lambda: (os.makedirs(place), prepare())
-
-    return {
-        name: (destination, command, made(prepare))
-        for name, (destination, command, prepare) in all_of_them.items()
-        if shutil.which(command[0])
-    }
-
-
-MISSABLE = {"qemu-img": "qemu-utils", "nbdcopy": "libnbd-bin"}
-
-
-def make_random(path, len_bytes):
-    with open(path, "wb") as made:
-        left = len_bytes
-        while left:
-            left -= made.write(os.urandom(min(left, 16 * MIB)))
-        os.fsync(made.fileno())
-
-
-def settle(options, folder, source):
-    """Nothing is being written back, the source is in the page cache, and memory is warm."""
-    subprocess.run(["sync", "-f", folder], check=True)
-    with open(source, "rb") as read:
-        while read.read(16 * MIB):
-            pass
-    # For the copy's pages and as much again; never so much that it pushes the source out.
-    wanted = 2 * options.size // MIB + 512
-    free = next(int(line.split()[1]) for line in open("/proc/meminfo") if "MemFree" in line)
-    subprocess.run([options.warm, str(max(64, min(wanted, free * 8 // 10 // 1024)))], check=True)
-
-
-def timed(options, folder, command):
-    used = os.path.join(folder, "used")
-    subprocess.run([options.timed, used, *command], check=True)
-    with open(used) as file:
-        code, wall_s, cpu_s, peak_rss_kib = file.read().split()
-    if code != "0":
-        sys.exit(f"exit code {code}: {shlex.join(command)}")
-    return {"wall_s": float(wall_s), "cpu_s": float(cpu_s), "peak_rss_kib": int(peak_rss_kib)}
-
-
-def drop(folder):
-    shutil.rmtree(os.path.join(folder, "to"))
-
-
-def report(options, samples):
-    def median(name, what):
-        return statistics.median(sample[what] for sample in samples[name])
-
-    base = next((name for name in samples if name.startswith("qemu-img")), None)
-    gib = options.size / (1 << 30)
-    print(f"{gib:g} GiB of random data, hot, durable; {options.rounds} rounds in turns\n")
-    print("| tool | wall, s | min to max | MB/s | CPU, s | peak RSS, MiB | wall / qemu-img |")
-    print("|---|---|---|---|---|---|---|")
-    for name in samples:
-        walls = [sample["wall_s"] for sample in samples[name]]
-        wall = statistics.median(walls)
-        ratio = f"{wall / median(base, 'wall_s'):.2f}" if base else "–"
-        rate, rss = options.size / 1e6 / wall, median(name, "peak_rss_kib") / 1024
-        print(
-            f"| `{name}` | {wall:.2f} | {min(walls):.2f} to {max(walls):.2f} | {rate:.0f} "
-            f"| {median(name, 'cpu_s'):.2f} | {rss:.0f} | {ratio} |"
-        )
-    for tool, package in MISSABLE.items():
-        if not shutil.which(tool):
-            print(f"\nLeft out: {tool} is not installed (Debian package {package}).")
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"size_bytes": options.size, "samples": samples}, file, indent=1)
-            file.write("\n")
+    for path, content in wanted.items():
+        if path:
+            with open(path, "w") as file:
+                file.write(content())
 
 
 if __name__ == "__main__":

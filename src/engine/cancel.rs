@@ -74,16 +74,27 @@ pub struct CancelReply {
     pub job: Option<JobId>,
     /// The answer.
     pub answer: CancelAnswer,
+    /// From the call until the region had decided it. None if this call neither decided it nor
+    /// found it decided there.
+    pub decided_after: Option<Duration>,
+    /// From the call until it was seen that nothing of the job is left; as above, and None if the
+    /// clean-up goes on.
+    pub clean_after: Option<Duration>,
 }
 
 impl CancelReply {
     fn new(job: Option<JobId>, answer: CancelAnswer) -> Self {
-        Self { job, answer }
+        Self { job, answer, decided_after: None, clean_after: None }
     }
 }
 
 impl Inner {
     pub(super) async fn cancel(self: &Arc<Self>, job: JobId) -> Result<CancelReply> {
+        self.cancel_since(Instant::now(), job).await
+    }
+
+    /// `began` is when the caller asked, for the times in the reply.
+    async fn cancel_since(self: &Arc<Self>, began: Instant, job: JobId) -> Result<CancelReply> {
         let live = self.live().get(&job).map(|entry| entry.spec.clone());
         let record = self.index.read_usable(job).await?;
         let known = live.or_else(|| record.as_ref().map(|record| record.spec.clone()));
@@ -100,9 +111,12 @@ impl Inner {
                 None => return Ok(CancelReply::new(None, CancelAnswer::NotFound)),
             },
         };
+        let (mut decided_after, mut clean_after) = (None, None);
         let answer = match region.cancel(job, &spec.target.image).await? {
             Vote::Cancelled { first, clean } => {
+                decided_after = Some(began.elapsed());
                 let clean = self.see_clean(&region, &spec, clean).await;
+                clean_after = clean.then(|| began.elapsed());
                 self.note_cancel(&region, &spec, clean).await;
                 if first {
                     CancelAnswer::Cancelled { clean }
@@ -130,7 +144,7 @@ impl Inner {
                 }
             }
         };
-        Ok(CancelReply::new(Some(job), answer))
+        Ok(CancelReply { job: Some(job), answer, decided_after, clean_after })
     }
 
     pub(super) async fn cancel_image(
@@ -138,9 +152,10 @@ impl Inner {
         name: &RegionName,
         image: &ImageId,
     ) -> Result<CancelReply> {
+        let began = Instant::now();
         let region = self.region(name)?;
         match region.locate(image).await? {
-            Located::Staged(job) => return self.cancel(job).await,
+            Located::Staged(job) => return self.cancel_since(began, job).await,
             Located::Committed(Some(job)) => {
                 // Its commit may not be durable yet: the region sees to that before it answers.
                 let vote = region.cancel(job, image).await?;
@@ -161,7 +176,7 @@ impl Inner {
             Located::Absent => {}
         }
         match self.latest_record(name, image).await? {
-            Some(record) => self.cancel(record.spec.job).await,
+            Some(record) => self.cancel_since(began, record.spec.job).await,
             None => Ok(CancelReply::new(None, CancelAnswer::NotFound)),
         }
     }

@@ -598,6 +598,8 @@ fn a_cancel_from_another_process_is_decided_and_clean() {
             (&job.as_str().into(), &"cancelled".into())
         );
         assert_eq!((&answer["decided"], &answer["clean"]), (&true.into(), &true.into()));
+        let decided_ms = answer["decided_ms"].as_u64().unwrap();
+        assert!(decided_ms <= answer["clean_ms"].as_u64().unwrap(), "{answer}");
         let told = ended(child);
         assert_eq!((told.code, &told.json["outcome"]), (Some(4), &"rolled_back".into()));
         assert_eq!(regular_files(&world.path(place)), 0);
@@ -634,6 +636,7 @@ fn a_cancel_that_comes_too_late_is_told_so() {
             assert_eq!(answer.code, Some(5), "{answer:?}");
             assert_eq!(answer.json["answer"], "already_committed");
             assert_eq!(answer.json["decided"], false);
+            assert!(answer.json["decided_ms"].is_null() && answer.json["clean_ms"].is_null());
         }
         world.good(&["forget", job.as_str().unwrap()]);
         world.refused(&["show", job.as_str().unwrap()], 5, "not_found");

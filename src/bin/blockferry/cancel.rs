@@ -5,7 +5,7 @@ use blockferry::{Error, ErrorKind, Result};
 use serde_json::json;
 
 use crate::context::{Common, Context, Subject, subject};
-use crate::output::{DONE, Fields, REFUSED, Report, Shape};
+use crate::output::{DONE, Fields, REFUSED, Report, Shape, ms};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -93,6 +93,8 @@ fn report(subject: &Subject, reply: CancelReply) -> Report {
         "answer": answer.name(),
         "decided": answer.is_decided(),
         "clean": answer.is_clean(),
+        "decided_ms": reply.decided_after.map(ms),
+        "clean_ms": reply.clean_after.map(ms),
     });
     let mut fields = crate::output::object(fields);
     note_job(&mut fields, subject, reply.job.map(|job| job.to_string()));

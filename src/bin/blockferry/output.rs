@@ -64,9 +64,10 @@ impl Shape {
         match self {
             Self::Copy => Account::default().fields(),
             Self::Job => object(json!({"job": null})),
-            Self::Cancel => {
-                object(json!({"job": null, "answer": null, "decided": false, "clean": false}))
-            }
+            Self::Cancel => object(json!({
+                "job": null, "answer": null, "decided": false, "clean": false,
+                "decided_ms": null, "clean_ms": null,
+            })),
             Self::Jobs => object(json!({"jobs": []})),
             Self::Digest => object(json!({"root": null, "content_blake3": null, "image_bytes": 0})),
             Self::Verify => object(json!({
