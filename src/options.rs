@@ -226,7 +226,8 @@ pub(crate) fn check_attributes(attributes: &BTreeMap<String, String>) -> Result<
 pub struct EngineOptions {
     /// Where the job index lives. It is created when missing, with mode 0700.
     pub state_dir: PathBuf,
-    /// Worker threads for reading, hashing and writing, which all jobs share; 0: one a core.
+    /// Worker threads for reading, hashing and writing, which all jobs share; 0: one a core, and at
+    /// least four, so that a device is kept busy while others hash.
     pub threads: usize,
     /// How many jobs move bytes at once; the others wait their turn.
     pub jobs_running_max: usize,
@@ -238,11 +239,15 @@ pub struct EngineOptions {
     pub checkpoint_bytes: u64,
     /// A checkpoint is due after that long.
     pub checkpoint_interval: Duration,
+    /// Whether a copy may share extents with its source where the file system can (reflinks), so
+    /// that no byte is moved. Both images then depend on the same blocks of the device.
+    pub share_extents: bool,
 }
 
 impl EngineOptions {
-    /// The defaults, with the index in `state_dir`: a thread per core, 16 jobs at once, 32 MiB of
-    /// image data in memory, a checkpoint every 256 MiB or second, no ceiling.
+    /// The defaults, with the index in `state_dir`: a thread per core and at least four, 16 jobs at
+    /// once, 32 MiB of image data in memory, a checkpoint every 256 MiB or second, extents shared
+    /// where they can be, no ceiling.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
         Self {
             state_dir: state_dir.into(),
@@ -252,10 +257,11 @@ impl EngineOptions {
             limits: Limits::NONE,
             checkpoint_bytes: 256 << 20,
             checkpoint_interval: Duration::from_secs(1),
+            share_extents: true,
         }
     }
 
-    /// With that many worker threads; 0: one a core.
+    /// With that many worker threads; 0: one a core, and at least four.
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
@@ -280,6 +286,13 @@ impl EngineOptions {
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// With copies that share extents with their source, or never do.
+    #[must_use]
+    pub fn with_share_extents(mut self, share: bool) -> Self {
+        self.share_extents = share;
         self
     }
 

@@ -1,7 +1,7 @@
 //! Files and block devices: positioned reads and writes, room, extents, durability, and locks on
 //! bytes.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -9,7 +9,7 @@ use nix::libc;
 use rustix::fs::{Advice, FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{Facts, Kind, facts_of_fd, io};
+use super::{Facts, FileSystem, Kind, facts_of_fd, io};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, to_u64, to_usize};
 
@@ -189,16 +189,40 @@ impl File {
         )
     }
 
-    /// Whether the file system's word on holes can be trusted: ext4, XFS, Btrfs and tmpfs.
-    pub(crate) fn holes_are_trusted(&self) -> Result<bool> {
-        const EXT4: u64 = 0xEF53;
-        const XFS: u64 = 0x5846_5342;
-        const BTRFS: u64 = 0x9123_683E;
-        const TMPFS: u64 = 0x0102_1994;
+    /// The file system that the file lies on.
+    pub(crate) fn file_system(&self) -> Result<FileSystem> {
         let stat = retry_on_intr(|| rustix::fs::fstatfs(&self.0))
             .map_err(|errno| Error::io("look up file system", errno))?;
-        let magic = u64::try_from(stat.f_type).unwrap_or(0);
-        Ok(self.facts()?.kind == Kind::File && [EXT4, XFS, BTRFS, TMPFS].contains(&magic))
+        let is_file = self.facts()?.kind == Kind::File;
+        Ok(if is_file { FileSystem::of_magic(stat.f_type) } else { FileSystem::Other })
+    }
+
+    /// Another handle to the same file, whose writes go past the page cache; `None` where the file
+    /// system has no such writes, or the file may no longer be written.
+    pub(crate) fn reopen_direct(&self) -> Option<Self> {
+        // By its own descriptor: no path has to be remembered, and none can lead elsewhere.
+        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+        retry_on_intr(|| rustix::fs::open(&path, flags, Mode::empty())).ok().map(Self)
+    }
+
+    /// Makes this file share all bytes of `source`, without moving any; tells whether the file
+    /// system could. What the file held before is gone.
+    pub(crate) fn share_bytes_of(&self, source: &Self) -> Result<bool> {
+        match retry_on_intr(|| rustix::fs::ioctl_ficlone(&self.0, &source.0)) {
+            Ok(()) => Ok(true),
+            // Two file systems, one that cannot share, or files that may not share with each other.
+            Err(
+                Errno::XDEV
+                | Errno::OPNOTSUPP
+                | Errno::NOTTY
+                | Errno::INVAL
+                | Errno::NOSYS
+                | Errno::PERM
+                | Errno::TXTBSY,
+            ) => Ok(false),
+            Err(errno) => Err(Error::io("share extents", errno)),
+        }
     }
 
     /// Where the data run at or after `offset` begins; `None` when only holes follow.

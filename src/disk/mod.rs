@@ -39,6 +39,46 @@ pub(crate) enum Kind {
     Other,
 }
 
+/// The file systems whose ways are known; all others are trusted with nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileSystem {
+    Ext4,
+    Xfs,
+    Btrfs,
+    /// In memory.
+    Tmpfs,
+    Other,
+}
+
+impl FileSystem {
+    fn of_magic(magic: impl TryInto<u64>) -> Self {
+        match magic.try_into().unwrap_or(0) {
+            0xEF53 => Self::Ext4,
+            0x5846_5342 => Self::Xfs,
+            0x9123_683E => Self::Btrfs,
+            0x0102_1994 => Self::Tmpfs,
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether its word on holes can be trusted.
+    pub(crate) fn trusts_holes(self) -> bool {
+        self != Self::Other
+    }
+
+    /// Whether reserving room before writing to it saves work: reserved extents are whole, and
+    /// writes into them need no lock of their own. A file system in memory would have to clear what
+    /// it reserves, and one that never overwrites cannot use it.
+    pub(crate) fn gains_by_reserving(self) -> bool {
+        matches!(self, Self::Ext4 | Self::Xfs)
+    }
+
+    /// Whether writes past the page cache reach a device that way.
+    pub(crate) fn writes_directly(self) -> bool {
+        matches!(self, Self::Ext4 | Self::Xfs)
+    }
+}
+
 impl Facts {
     /// Whether both are of the same file: a name that still leads where a handle does.
     pub(crate) fn same_file(&self, other: &Self) -> bool {

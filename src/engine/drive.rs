@@ -113,6 +113,7 @@ async fn run(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: &Ends) -> Result<End
         memory: engine.memory.clone(),
         checkpoint_bytes: engine.options.checkpoint_bytes,
         checkpoint_interval: engine.options.checkpoint_interval,
+        share_extents: engine.options.share_extents,
     };
     let committing = || entry.enter(JobState::Committing);
     tokio::select! {

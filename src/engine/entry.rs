@@ -164,6 +164,7 @@ impl Entry {
         self.progress.send_modify(|progress| {
             progress.read_bytes = self.counters.read_bytes.load(Relaxed);
             progress.written_bytes = self.counters.written_bytes.load(Relaxed);
+            progress.reused_bytes = self.counters.reused_bytes.load(Relaxed);
             progress.remaining_bytes = remaining;
             progress.rate_bytes_per_sec = per_sec;
             progress.eta = (per_sec > 0).then(|| Duration::from_secs(remaining / per_sec.max(1)));

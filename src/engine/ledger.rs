@@ -66,6 +66,15 @@ impl Ledger {
 
     /// Takes in what a target accepted.
     pub(crate) fn accept(&self, written: Written) {
+        self.enter(written, true);
+    }
+
+    /// Takes in what a target already held: nothing of it waits for the device.
+    pub(crate) fn accept_shared(&self, shared: Written) {
+        self.enter(shared, false);
+    }
+
+    fn enter(&self, written: Written, moved: bool) {
         let mut book = self.book();
         let run = written.run();
         let known = book.table.holds(run.first);
@@ -74,7 +83,7 @@ impl Ledger {
         }
         if let Content::Data { data_bytes, .. } = written.content() {
             book.data_bytes += if known { 0 } else { u64::from(data_bytes) };
-            book.pending_bytes += u64::from(data_bytes);
+            book.pending_bytes += if moved { u64::from(data_bytes) } else { 0 };
         }
         book.table.put(run, written.content());
         book.pending.push(written);

@@ -11,6 +11,7 @@ mod index;
 mod lane;
 mod ledger;
 mod metrics;
+mod offload;
 mod pool;
 mod progress;
 mod retry;
@@ -44,6 +45,9 @@ pub use entry::{Job, JobOutcome};
 pub use index::JobRecord;
 pub use metrics::{Metrics, RegionMetrics};
 pub use start::CopyRequest;
+
+/// Fewer threads than this leave a fast device idle while they hash, on however few cores.
+const THREAD_COUNT_MIN: usize = 4;
 
 /// Copies images between the regions that are registered with it.
 ///
@@ -124,7 +128,10 @@ impl Engine {
     pub async fn open(options: EngineOptions) -> Result<Self> {
         let index = Index::open(&options.state_dir).await?;
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        let threads = if options.threads == 0 { cores } else { options.threads };
+        let threads = match options.threads {
+            0 => cores.max(THREAD_COUNT_MIN),
+            asked => asked,
+        };
         let inner = Inner {
             index,
             pool: Arc::new(Pool::start(threads)?),

@@ -11,12 +11,36 @@ use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// How much of a chunk is read, hashed and written at a time: it stays in a core's L2 cache.
+/// How much of a chunk is read and hashed at a time: it stays in a core's L2 cache.
 pub(crate) const PIECE_BYTES: usize = 256 << 10;
+/// How much a device takes in one request where writes go to it directly.
+pub(crate) const WINDOW_BYTES: usize = 1 << 20;
+/// Where a window begins in memory: direct writes ask for whole pages.
+pub(crate) const SCRATCH_ALIGNMENT: usize = 4096;
 
 /// What a worker thread lends to the work it runs.
 pub(crate) struct Scratch {
-    pub(crate) piece: Box<[u8]>,
+    buffer: Box<[u8]>,
+    start: usize,
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        let buffer = vec![0; WINDOW_BYTES + SCRATCH_ALIGNMENT].into_boxed_slice();
+        // A window that could not be aligned is as good, but for direct writes.
+        let start = buffer.as_ptr().align_offset(SCRATCH_ALIGNMENT).min(SCRATCH_ALIGNMENT);
+        Self { buffer, start }
+    }
+
+    /// The whole window.
+    pub(crate) fn window(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.start..self.start + WINDOW_BYTES]
+    }
+
+    /// As much of it as stays in the core's cache.
+    pub(crate) fn piece(&mut self) -> &mut [u8] {
+        &mut self.window()[..PIECE_BYTES]
+    }
 }
 
 type Work = Box<dyn FnOnce(&mut Scratch) + Send>;
@@ -76,7 +100,7 @@ impl Pool {
 }
 
 fn run(work: &Receiver<Work>, closed: &AtomicBool) {
-    let mut scratch = Scratch { piece: vec![0; PIECE_BYTES].into_boxed_slice() };
+    let mut scratch = Scratch::new();
     while let Ok(work) = work.recv() {
         if !closed.load(Relaxed) {
             work(&mut scratch);

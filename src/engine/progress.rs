@@ -17,6 +17,7 @@ const RATE_WINDOW: Duration = Duration::from_secs(3);
 pub(crate) struct Counters {
     pub(crate) read_bytes: AtomicU64,
     pub(crate) written_bytes: AtomicU64,
+    pub(crate) reused_bytes: AtomicU64,
     /// Bytes of planned chunks that are dealt with: what the rate and the time to the end rest on.
     pub(crate) passed_bytes: AtomicU64,
     pub(crate) planned_bytes: AtomicU64,

@@ -13,7 +13,7 @@ use crate::engine::ledger::Ledger;
 use crate::engine::pool::Pool;
 use crate::engine::progress::Counters;
 use crate::engine::verify::{self, Findings};
-use crate::engine::{checkpoint, lane};
+use crate::engine::{checkpoint, lane, offload};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, ChunkIndex, ChunkRun, to_u64};
 use crate::job::{JobSpec, Receipt, Verified};
@@ -45,6 +45,8 @@ pub(crate) struct Start {
     pub(crate) memory: Arc<Memory>,
     pub(crate) checkpoint_bytes: u64,
     pub(crate) checkpoint_interval: Duration,
+    /// Whether the target may share extents with the source.
+    pub(crate) share_extents: bool,
 }
 
 /// The engine's budget for bytes of images in memory.
@@ -81,6 +83,8 @@ pub(crate) struct Run {
     capabilities: Capabilities,
     /// Whether the target reads as zeros wherever this run has not written.
     blank: AtomicBool,
+    /// Whether the target shares all its bytes with the source.
+    shared: AtomicBool,
     stop: CancellationToken,
     checkpoint_interval: Duration,
     began: Instant,
@@ -107,9 +111,13 @@ pub(crate) async fn copy(
     began: impl FnOnce(&Arc<Run>),
     committing: impl FnOnce(),
 ) -> Result<End> {
+    let start_shared = start.share_extents;
     let restored = start.target.begin().await?;
     let run = Arc::new(Run::new(start, restored));
     began(&run);
+    if start_shared && run.is_fresh() {
+        offload::share(&run).await?;
+    }
     let mut plan = survey(&run).await?;
     // A target that is written in place is blanked at its head, and gets its first chunk last:
     // until then it is no image, neither the old one nor the new.
@@ -185,8 +193,9 @@ async fn move_and_verify(run: &Arc<Run>, plan: Plan, earlier: &[ChunkRun]) -> Re
         }
         let failed = u32::try_from(findings.failed.len()).unwrap_or(u32::MAX);
         verified.rewritten_chunks = verified.rewritten_chunks.saturating_add(failed);
-        // The target holds wrong bytes there, so zeros must be written too.
+        // The target holds wrong bytes there, so zeros must be written too, and nothing is shared.
         run.blank.store(false, Relaxed);
+        run.shared.store(false, Relaxed);
         run.ledger.reopen();
         earlier = &[];
         plan = Plan::only(run.spec.geometry, findings.failed);
@@ -276,12 +285,26 @@ impl Run {
             memory: start.memory,
             capabilities: start.capabilities,
             blank: AtomicBool::new(start.capabilities.blank_target),
+            shared: AtomicBool::new(false),
             stop: start.stop,
             checkpoint_interval: start.checkpoint_interval,
             began: Instant::now(),
             resumed_bytes,
             restored_runs,
         }
+    }
+
+    /// Whether nothing was ever staged: no byte of an earlier run is there to be kept.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.is_blank() && self.restored_runs.is_empty()
+    }
+
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared.load(Relaxed)
+    }
+
+    pub(crate) fn set_shared(&self) {
+        self.shared.store(true, Relaxed);
     }
 
     pub(crate) fn is_blank(&self) -> bool {
@@ -338,6 +361,7 @@ impl Run {
         receipt.read_bytes = self.counters.read_bytes.load(Relaxed);
         receipt.written_bytes = self.counters.written_bytes.load(Relaxed);
         receipt.resumed_bytes = self.resumed_bytes;
+        receipt.reused_bytes = self.counters.reused_bytes.load(Relaxed);
         receipt.verified = verified;
         receipt.elapsed = self.began.elapsed();
         receipt.stalls = self.counters.stalls();

@@ -6,7 +6,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
 
 use crate::chunk::Digest;
-use crate::engine::pool::Scratch;
+use crate::engine::pool::{PIECE_BYTES, Scratch};
 use crate::engine::run::Run;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_u64, to_usize};
@@ -122,7 +122,10 @@ fn check_local(
 ) -> Result<(bool, u64)> {
     let range = geometry.range(index);
     let in_hole = |data: Option<u64>| data.is_none_or(|data| data >= range.end());
-    if expected.is_none() && local.trusts_holes && in_hole(local.file.next_data(range.offset)?) {
+    if expected.is_none()
+        && local.file_system.trusts_holes()
+        && in_hole(local.file.next_data(range.offset)?)
+    {
         return Ok((true, 0));
     }
     // What comes back must come from the device, not from memory.
@@ -131,8 +134,8 @@ fn check_local(
     let mut all_zero = true;
     let mut at = range.offset;
     while at < range.end() {
-        let len = to_usize(range.end() - at).min(scratch.piece.len());
-        let piece = &mut scratch.piece[..len];
+        let len = to_usize(range.end() - at).min(PIECE_BYTES);
+        let piece = &mut scratch.piece()[..len];
         if local.file.read_at(at, piece)? < len {
             return Ok((false, at - range.offset));
         }

@@ -92,7 +92,7 @@ impl Shared {
 
     fn extents(&self, range: ByteRange) -> Result<Vec<Extent>> {
         let data = |range| Extent { range, kind: ExtentKind::Data };
-        if !self.file.trusts_holes || range.is_empty() {
+        if !self.file.file_system.trusts_holes() || range.is_empty() {
             return Ok(vec![data(range)]);
         }
         let file = &self.file.file;

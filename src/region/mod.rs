@@ -44,7 +44,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::chunk::{Durable, Sealed, Written};
-use crate::disk::File;
+use crate::disk::{File, FileSystem};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, ChunkRun};
 use crate::id::{ImageId, JobId};
@@ -369,8 +369,7 @@ pub trait Target: Debug + Send + Sync {
 #[derive(Clone, Debug)]
 pub struct LocalFile {
     pub(crate) file: Arc<File>,
-    /// Whether the file system's word on holes can be trusted.
-    pub(crate) trusts_holes: bool,
+    pub(crate) file_system: FileSystem,
 }
 
 impl LocalFile {
@@ -384,8 +383,8 @@ impl LocalFile {
     }
 
     pub(crate) fn of(file: Arc<File>) -> Result<Self> {
-        let trusts_holes = file.holes_are_trusted()?;
-        Ok(Self { file, trusts_holes })
+        let file_system = file.file_system()?;
+        Ok(Self { file, file_system })
     }
 }
 

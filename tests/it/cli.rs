@@ -34,6 +34,7 @@ const COPY_FIELDS: [&str; 13] = [
     "read_bytes",
     "written_bytes",
     "resumed_bytes",
+    "reused_bytes",
     "chunks",
     "root",
     "elapsed_ms",

@@ -61,8 +61,7 @@ pub(crate) async fn run(args: Args) -> Result<Report> {
     let (source, target) = (endpoint(&args.source)?, endpoint(&args.target)?);
     refuse_ours(&target)?;
     let context = Context::new(&args.common)?;
-    let threads = args.running.threads;
-    let engine = context.engine_with(|options| options.with_threads(threads)).await?;
+    let engine = context.engine_with(|options| args.running.of_engine(options)).await?;
     context.register(&engine, &source).await?;
     context.register(&engine, &target).await?;
     let job = engine.copy(CopyRequest::new(source, target, options)).await?;

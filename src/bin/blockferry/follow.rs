@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use blockferry::engine::{Job, JobOutcome};
+use blockferry::options::EngineOptions;
 use blockferry::{Error, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -33,9 +34,29 @@ pub(crate) struct Running {
     /// Progress on stderr; auto: a bar on a terminal, else nothing
     #[arg(long, value_name = "HOW", default_value = "auto")]
     progress: Display,
-    /// Worker threads; 0: one a core
+    /// Worker threads; 0: one a core, and at least four
     #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) threads: usize,
+    threads: usize,
+    /// Whether the copy may share its blocks with the source where the file system can
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    reflink: Reflink,
+}
+
+impl Running {
+    /// An engine with these options.
+    pub(crate) fn of_engine(&self, options: EngineOptions) -> EngineOptions {
+        let share = self.reflink == Reflink::Auto;
+        options.with_threads(self.threads).with_share_extents(share)
+    }
+}
+
+/// Whether copies share blocks with their source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Reflink {
+    /// Wherever that can be had: no byte is moved
+    Auto,
+    /// The copy has blocks of its own
+    Never,
 }
 
 /// Interrupts, caught from before the job starts: none may slip through in between.

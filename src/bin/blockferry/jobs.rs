@@ -69,6 +69,7 @@ impl Row {
             progress.zero_bytes = receipt.zero_bytes;
             progress.written_bytes = receipt.written_bytes;
             progress.resumed_bytes = receipt.resumed_bytes;
+            progress.reused_bytes = receipt.reused_bytes;
             progress
         });
         let progress = receipt.or(info.progress);
@@ -99,6 +100,7 @@ impl Row {
             "zero_bytes": count(|p| p.zero_bytes),
             "written_bytes": count(|p| p.written_bytes),
             "resumed_bytes": count(|p| p.resumed_bytes),
+            "reused_bytes": count(|p| p.reused_bytes),
             "remaining_bytes": count(|p| p.remaining_bytes),
             "running": self.running,
             "created_unix_ms": self.spec.created_unix_ms,

@@ -168,6 +168,7 @@ struct Account {
     read_bytes: u64,
     written_bytes: u64,
     resumed_bytes: u64,
+    reused_bytes: u64,
     chunks: u32,
     root: Option<Digest>,
     elapsed_ms: u64,
@@ -186,6 +187,7 @@ impl Account {
             "read_bytes": self.read_bytes,
             "written_bytes": self.written_bytes,
             "resumed_bytes": self.resumed_bytes,
+            "reused_bytes": self.reused_bytes,
             "chunks": self.chunks,
             "root": self.root.map(|root| root.to_string()),
             "elapsed_ms": self.elapsed_ms,
@@ -202,6 +204,7 @@ impl Account {
             read_bytes: receipt.read_bytes,
             written_bytes: receipt.written_bytes,
             resumed_bytes: receipt.resumed_bytes,
+            reused_bytes: receipt.reused_bytes,
             chunks: receipt.chunks,
             root: Some(receipt.root),
             elapsed_ms: ms(receipt.elapsed),
@@ -218,6 +221,7 @@ impl Account {
             read_bytes: progress.read_bytes,
             written_bytes: progress.written_bytes,
             resumed_bytes: progress.resumed_bytes,
+            reused_bytes: progress.reused_bytes,
             stalls: progress.stalls,
             ..Self::default()
         }
@@ -307,6 +311,9 @@ fn committed_line(job: &Job, receipt: &Receipt) -> String {
     if receipt.resumed_bytes > 0 {
         text.push_str(&format!(", {} resumed", bytes(receipt.resumed_bytes)));
     }
+    if receipt.reused_bytes > 0 {
+        text.push_str(&format!(", {} shared with the source", bytes(receipt.reused_bytes)));
+    }
     text.push_str(&format!(" in {:.1} s", receipt.elapsed.as_secs_f64()));
     if let Some(stall) = receipt.stalls.bottleneck() {
         text.push_str(&format!(", most of it in {}", stall.name()));
@@ -332,6 +339,7 @@ pub(crate) fn progress_value(progress: &Progress) -> Value {
         "read_bytes": progress.read_bytes,
         "written_bytes": progress.written_bytes,
         "resumed_bytes": progress.resumed_bytes,
+        "reused_bytes": progress.reused_bytes,
         "remaining_bytes": progress.remaining_bytes,
         "rate_bytes_per_sec": progress.rate_bytes_per_sec,
         "eta_ms": progress.eta.map(ms),

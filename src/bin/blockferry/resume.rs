@@ -34,8 +34,7 @@ pub(crate) async fn run(args: Args) -> Result<Report> {
     let interrupts = Interrupts::catch()?;
     let subject = subject(&args.job)?;
     let context = Context::new(&args.common)?;
-    let threads = args.running.threads;
-    let engine = context.engine_with(|options| options.with_threads(threads)).await?;
+    let engine = context.engine_with(|options| args.running.of_engine(options)).await?;
     let spec = context.find(&engine, &subject, args.region.as_deref()).await?;
     context.register(&engine, &spec.target).await?;
     // A job that has ended gives its outcome, also when its source is gone.

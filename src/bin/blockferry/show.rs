@@ -78,6 +78,7 @@ fn receipt_value(receipt: &Receipt) -> Value {
         "read_bytes": receipt.read_bytes,
         "written_bytes": receipt.written_bytes,
         "resumed_bytes": receipt.resumed_bytes,
+        "reused_bytes": receipt.reused_bytes,
         "elapsed_ms": ms(receipt.elapsed),
         "verified_bytes": receipt.verified.bytes,
         "rewritten_chunks": receipt.verified.rewritten_chunks,

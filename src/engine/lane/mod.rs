@@ -1,7 +1,10 @@
 //! Lanes: how chunks get from the source to the target and, as `Written` ones, into the ledger.
 
+mod fused;
+mod gather;
 mod local;
 mod remote;
+mod writer;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::chunk::Written;
+use crate::engine::offload;
 use crate::engine::progress::Counters;
 use crate::engine::run::Run;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,7 +28,12 @@ const ZERO_STRIP_BYTES: u64 = 256 << 20;
 
 /// Moves everything that is planned, or stops early and orderly when the run is halted.
 pub(crate) async fn run(run: &Arc<Run>, plan: Plan) -> Result<()> {
-    let ends = local::Ends::of(run).map(Arc::new);
+    let shared = run.is_shared();
+    if let Some(manifest) = run.vouched().filter(|_| shared) {
+        offload::carry(run, &manifest).await;
+        return Ok(());
+    }
+    let ends = local::Ends::of(run, shared).map(Arc::new);
     // Two strips in hand for each thread: the next is queued while one is being worked on.
     let (workers, take_bytes) = match &ends {
         Some(_) => (run.pool.threads() * 2, STRIP_BYTES),
@@ -140,5 +149,8 @@ fn check_vouched(
 /// Counts the end of a chunk and enters it in the ledger.
 fn enter(run: &Run, written: Written) {
     Counters::add(&run.counters.passed_bytes, run.spec.geometry.run_range(written.run()).len);
-    run.ledger.accept(written);
+    match run.is_shared() {
+        true => run.ledger.accept_shared(written),
+        false => run.ledger.accept(written),
+    }
 }

@@ -1,0 +1,177 @@
+//! Neighbouring bytes that were read and hashed, gathered so that they are written in one go.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use crate::engine::progress::Counters;
+use crate::error::{Error, Result};
+use crate::geometry::{ByteRange, to_u64};
+use crate::job::Stall;
+use crate::seal::is_zero;
+
+use super::writer::Writer;
+
+/// Zeros among data are skipped in blocks of this many bytes.
+const BLOCK_BYTES: usize = 64 << 10;
+
+/// Where a strip's bytes go.
+#[derive(Debug)]
+pub(super) struct Sink<'a> {
+    /// `None`: the target shares its bytes with the source, and nothing is to be written.
+    pub(super) writer: Option<&'a Writer>,
+    pub(super) counters: &'a Counters,
+    /// Where it is, for messages.
+    pub(super) place: &'a str,
+    /// The target reads as zeros wherever nothing was written.
+    pub(super) blank: bool,
+}
+
+/// Bytes in a thread's window that are to be written next. They must be flushed before the window
+/// is given up, and before anybody is told that they are written.
+#[derive(Debug)]
+pub(super) struct Gather<'a> {
+    sink: Sink<'a>,
+    window: &'a mut [u8],
+    /// Which bytes of the window wait, and where in the image they belong.
+    start: usize,
+    len: usize,
+    offset: u64,
+    room: &'a mut Room,
+}
+
+/// What a strip has reserved, and what of that proved to be zero.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    reserved_end: u64,
+    zeros: Vec<ByteRange>,
+}
+
+impl<'a> Gather<'a> {
+    pub(super) fn new(sink: Sink<'a>, window: &'a mut [u8], room: &'a mut Room) -> Self {
+        Self { sink, window, start: 0, len: 0, offset: 0, room }
+    }
+
+    /// Free space for the next `len` bytes, behind those that wait.
+    pub(super) fn space(&mut self, len: usize) -> &mut [u8] {
+        let end = self.start + self.len;
+        debug_assert!(end + len <= self.window.len(), "flushed too late");
+        &mut self.window[end..end + len]
+    }
+
+    /// Makes sure that there is space for `len` more bytes. `data_end`: up to there the source has
+    /// data without a hole.
+    pub(super) fn make_space(&mut self, len: usize, data_end: u64) -> Result<()> {
+        let block_bytes = self.sink.writer.map_or(self.window.len(), Writer::block_bytes);
+        let full = self.start + self.len + len > self.window.len() || self.len + len > block_bytes;
+        if full && self.len > 0 {
+            self.flush(data_end)?;
+        }
+        if self.len == 0 {
+            self.start = 0;
+        }
+        Ok(())
+    }
+
+    /// Keeps the bytes last put into `space`, which belong at `offset`; returns how many of them
+    /// are data. Where the target is blank, blocks of zeros among them are left out.
+    pub(super) fn keep(&mut self, offset: u64, len: usize, data_end: u64) -> Result<u32> {
+        let from = self.start + self.len;
+        let mut kept = 0;
+        let mut at = 0;
+        while at < len {
+            let block = BLOCK_BYTES.min(len - at);
+            let bytes = from + at..from + at + block;
+            if self.sink.blank && is_zero(&self.window[bytes.clone()]) {
+                self.skip(ByteRange::new(offset + to_u64(at), to_u64(block)), data_end)?;
+            } else {
+                kept += u32::try_from(block).unwrap_or(u32::MAX);
+                self.take(offset + to_u64(at), bytes);
+            }
+            at += block;
+        }
+        Ok(kept)
+    }
+
+    fn take(&mut self, offset: u64, bytes: Range<usize>) {
+        if self.sink.writer.is_none() {
+            Counters::add(&self.sink.counters.reused_bytes, to_u64(bytes.len()));
+            return;
+        }
+        if self.len == 0 {
+            (self.start, self.offset) = (bytes.start, offset);
+        }
+        debug_assert_eq!(self.start + self.len, bytes.start, "a gap among what waits");
+        self.len += bytes.len();
+    }
+
+    /// A range that is zero and that a blank target need not be told of.
+    pub(super) fn skip(&mut self, range: ByteRange, data_end: u64) -> Result<()> {
+        self.flush(data_end)?;
+        if range.offset < self.room.reserved_end {
+            match self.room.zeros.last_mut() {
+                Some(last) if last.end() == range.offset => last.len += range.len,
+                _ => self.room.zeros.push(range),
+            }
+        }
+        Ok(())
+    }
+
+    /// Zeros that must be written, because the target may hold something else there.
+    pub(super) fn write_zeroes(&self, range: ByteRange) -> Result<()> {
+        let Some(writer) = self.sink.writer else { return Ok(()) };
+        let began = Instant::now();
+        let written = writer.write_zeroes(range);
+        self.sink.counters.stalled(Stall::Write, began.elapsed());
+        written.map_err(|error| self.at(error, range.offset))
+    }
+
+    /// Writes what waits.
+    pub(super) fn flush(&mut self, data_end: u64) -> Result<()> {
+        let Some(writer) = self.sink.writer.filter(|_| self.len > 0) else { return Ok(()) };
+        let began = Instant::now();
+        let bytes = &self.window[self.start..self.start + self.len];
+        let range = ByteRange::new(self.offset, to_u64(bytes.len()));
+        if self.sink.blank && writer.gains_by_reserving() {
+            self.room.reserve(writer, range, data_end);
+        }
+        let written = writer.write(range.offset, bytes);
+        self.sink.counters.stalled(Stall::Write, began.elapsed());
+        written.map_err(|error| self.at(error, range.offset))?;
+        Counters::add(&self.sink.counters.written_bytes, range.len);
+        self.len = 0;
+        Ok(())
+    }
+
+    /// Ends a turn of work: everything is written, and room that was reserved for nothing is given
+    /// back.
+    pub(super) fn finish(mut self) -> Result<()> {
+        self.flush(0)?;
+        let Some(writer) = self.sink.writer else { return Ok(()) };
+        let began = Instant::now();
+        for range in std::mem::take(&mut self.room.zeros) {
+            let given = writer.give_back(range);
+            given.map_err(|error| self.at(error, range.offset))?;
+        }
+        self.sink.counters.stalled(Stall::Write, began.elapsed());
+        Ok(())
+    }
+
+    fn at(&self, error: Error, offset: u64) -> Error {
+        error.at(self.sink.place, offset)
+    }
+}
+
+impl Room {
+    /// Reserves room from a range that is about to be written to the end of the data around it, in
+    /// one piece: one call to the file system, and extents that are whole.
+    fn reserve(&mut self, writer: &Writer, range: ByteRange, data_end: u64) {
+        if range.end() <= self.reserved_end {
+            return;
+        }
+        let (from, end) = (range.offset.max(self.reserved_end), data_end.max(range.end()));
+        // Where it fails, as on a full disk, the write itself tells what is wrong, if anything is.
+        if writer.reserve(ByteRange::new(from, end - from)).is_ok() {
+            self.reserved_end = end;
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! How the local lane writes: in large blocks, past the page cache for as long as that is faster.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crate::disk::File;
+use crate::engine::pool::{PIECE_BYTES, SCRATCH_ALIGNMENT, WINDOW_BYTES};
+use crate::error::{ErrorKind, Result};
+use crate::geometry::{ByteRange, to_u64};
+use crate::region::LocalFile;
+
+/// After that many bytes the gauge decides how to go on.
+const PROBE_BYTES: u64 = 64 << 20;
+/// After that many bytes through the page cache the other way is tried once more.
+const HOLD_BYTES: u64 = 4 << 30;
+/// What a thread's direct writes must reach to be kept. Below it the device is so slow that a copy
+/// through memory costs nothing beside it, and the page cache keeps its queue deeper than a handful
+/// of threads can.
+const DIRECT_BYTES_PER_SEC_MIN: u64 = 256 << 20;
+
+/// The staged file of a local copy.
+#[derive(Debug)]
+pub(super) struct Writer {
+    target: LocalFile,
+    direct: Option<File>,
+    gauge: Gauge,
+}
+
+impl Writer {
+    pub(super) fn new(target: LocalFile) -> Self {
+        let wanted = target.file_system.writes_directly();
+        let direct = wanted.then(|| target.file.reopen_direct()).flatten();
+        Self { target, direct, gauge: Gauge::new() }
+    }
+
+    /// How many bytes are best written at a time: few that stay in the core's cache, or many that
+    /// a device takes in one request.
+    pub(super) fn block_bytes(&self) -> usize {
+        if self.direct().is_some() { WINDOW_BYTES } else { PIECE_BYTES }
+    }
+
+    pub(super) fn gains_by_reserving(&self) -> bool {
+        self.target.file_system.gains_by_reserving()
+    }
+
+    /// Reserves room for bytes that are about to be written.
+    pub(super) fn reserve(&self, range: ByteRange) -> Result<()> {
+        self.target.file.reserve(range)
+    }
+
+    /// Gives room back that was reserved for what turned out to be zeros.
+    pub(super) fn give_back(&self, range: ByteRange) -> Result<()> {
+        self.target.file.punch(range).map(drop)
+    }
+
+    pub(super) fn write_zeroes(&self, range: ByteRange) -> Result<()> {
+        self.target.file.write_zeroes(range)
+    }
+
+    /// Writes all bytes at `offset`. What is not aligned, as the end of an image may be, goes
+    /// through the page cache.
+    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let Some(direct) = self.direct().filter(|_| is_aligned(offset, bytes)) else {
+            self.target.file.write_at(offset, bytes)?;
+            self.gauge.cached(to_u64(bytes.len()));
+            return Ok(());
+        };
+        let (whole, rest) = bytes.split_at(bytes.len() - bytes.len() % SCRATCH_ALIGNMENT);
+        let began = Instant::now();
+        match direct.write_at(offset, whole) {
+            Ok(()) => self.gauge.direct(to_u64(whole.len()), began.elapsed()),
+            // The file system wants another alignment: it is left in peace, and shows by the other
+            // way whether there is more to it.
+            Err(error) if error.kind() == ErrorKind::Invalid => {
+                self.gauge.give_up();
+                self.target.file.write_at(offset, whole)?;
+            }
+            Err(error) => return Err(error),
+        }
+        self.target.file.write_at(offset + to_u64(whole.len()), rest)
+    }
+
+    fn direct(&self) -> Option<&File> {
+        self.direct.as_ref().filter(|_| self.gauge.is_direct.load(Relaxed))
+    }
+}
+
+/// Whether a direct write may begin there, from there.
+fn is_aligned(offset: u64, bytes: &[u8]) -> bool {
+    offset.is_multiple_of(to_u64(SCRATCH_ALIGNMENT))
+        && bytes.as_ptr().addr().is_multiple_of(SCRATCH_ALIGNMENT)
+        && bytes.len() >= SCRATCH_ALIGNMENT
+}
+
+/// Measures direct writes, and decides by that. Relaxed: a verdict that comes a block late does no
+/// harm.
+#[derive(Debug)]
+struct Gauge {
+    is_direct: AtomicBool,
+    given_up: AtomicBool,
+    bytes: AtomicU64,
+    ns: AtomicU64,
+}
+
+impl Gauge {
+    fn new() -> Self {
+        Self {
+            is_direct: AtomicBool::new(true),
+            given_up: AtomicBool::new(false),
+            bytes: AtomicU64::new(0),
+            ns: AtomicU64::new(0),
+        }
+    }
+
+    /// One thread has written that much past the page cache, in that time.
+    fn direct(&self, bytes: u64, took: Duration) {
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let ns = self.ns.fetch_add(ns, Relaxed).saturating_add(ns);
+        let bytes = self.bytes.fetch_add(bytes, Relaxed) + bytes;
+        if bytes < PROBE_BYTES {
+            return;
+        }
+        let needed = u128::from(ns) * u128::from(DIRECT_BYTES_PER_SEC_MIN);
+        self.begin_again(u128::from(bytes) * 1_000_000_000 >= needed);
+    }
+
+    /// That much was written through the page cache.
+    fn cached(&self, bytes: u64) {
+        let bytes = self.bytes.fetch_add(bytes, Relaxed) + bytes;
+        if bytes >= HOLD_BYTES && !self.given_up.load(Relaxed) {
+            self.begin_again(true);
+        }
+    }
+
+    fn give_up(&self) {
+        self.given_up.store(true, Relaxed);
+        self.begin_again(false);
+    }
+
+    fn begin_again(&self, is_direct: bool) {
+        self.is_direct.store(is_direct, Relaxed);
+        self.bytes.store(0, Relaxed);
+        self.ns.store(0, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::disk::Dir;
+    use crate::engine::pool::Scratch;
+
+    fn took(bytes_per_sec: u64) -> Duration {
+        Duration::from_nanos((1 << 20) * 1_000_000_000 / bytes_per_sec)
+    }
+
+    fn note(gauge: &Gauge, mib: u64, bytes_per_sec: u64) {
+        (0..mib).for_each(|_| gauge.direct(1 << 20, took(bytes_per_sec)));
+    }
+
+    #[test]
+    fn a_fast_device_is_written_directly_and_a_slow_one_through_the_page_cache() {
+        let gauge = Gauge::new();
+        note(&gauge, 640, 2 * DIRECT_BYTES_PER_SEC_MIN);
+        assert!(gauge.is_direct.load(Relaxed));
+        note(&gauge, 63, DIRECT_BYTES_PER_SEC_MIN / 2);
+        assert!(gauge.is_direct.load(Relaxed), "judged before it was measured");
+        note(&gauge, 1, DIRECT_BYTES_PER_SEC_MIN / 2);
+        assert!(!gauge.is_direct.load(Relaxed));
+    }
+
+    #[test]
+    fn the_verdict_is_looked_at_again() {
+        let gauge = Gauge::new();
+        note(&gauge, 64, 1 << 20);
+        (0..HOLD_BYTES / PROBE_BYTES - 1).for_each(|_| gauge.cached(PROBE_BYTES));
+        assert!(!gauge.is_direct.load(Relaxed));
+        gauge.cached(PROBE_BYTES);
+        assert!(gauge.is_direct.load(Relaxed));
+        gauge.give_up();
+        (0..=HOLD_BYTES / PROBE_BYTES).for_each(|_| gauge.cached(PROBE_BYTES));
+        assert!(!gauge.is_direct.load(Relaxed), "refused once is refused");
+    }
+
+    #[test]
+    fn bytes_arrive_whatever_their_alignment_and_whichever_way_they_go() {
+        // Below the build folder: a real disk, where the temporary folder may be in memory.
+        let temp = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let dir = Dir::open_path(temp.path()).unwrap();
+        let file = Arc::new(dir.create_file("f", 0o600).unwrap());
+        let writer = Writer::new(LocalFile::of(file.clone()).unwrap());
+        let mut scratch = Scratch::new();
+        let window = scratch.window();
+        let mut naive = vec![0; 5 * WINDOW_BYTES];
+        file.set_len(to_u64(naive.len())).unwrap();
+        let stretches =
+            [(0, 0, WINDOW_BYTES), (WINDOW_BYTES + 512, 1, 70_000), (3 << 20, 0, 9_001)];
+        for (round, (offset, skip, len)) in stretches.into_iter().enumerate() {
+            window.fill(u8::try_from(round).unwrap() + 1);
+            let bytes = &window[skip..(skip + len).min(WINDOW_BYTES)];
+            writer.write(to_u64(offset), bytes).unwrap();
+            naive[offset..offset + bytes.len()].copy_from_slice(bytes);
+        }
+        let mut back = vec![9; naive.len()];
+        assert_eq!(file.read_at(0, &mut back).unwrap(), naive.len());
+        assert!(back == naive);
+    }
+}

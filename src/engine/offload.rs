@@ -1,0 +1,63 @@
+//! Copies without moving bytes: where the file system can, the stage shares the source's extents.
+
+use std::sync::Arc;
+
+use crate::chunk::Written;
+use crate::engine::progress::Counters;
+use crate::engine::run::Run;
+use crate::error::Result;
+use crate::manifest::Manifest;
+use crate::region::blocking;
+
+/// Makes the fresh stage of the run share all bytes with the source, if both lie on one file system
+/// that can. The run is told.
+pub(super) async fn share(run: &Arc<Run>) -> Result<()> {
+    let (Some(source), Some(target)) = (run.source.local(), run.target.local()) else {
+        return Ok(());
+    };
+    let (place, image_bytes) = (run.target.location(), run.spec.geometry.image_bytes());
+    let share = move || {
+        // A source of another length has changed: the copy will tell so, in its own words.
+        let shared =
+            source.file.len()? == image_bytes && target.file.share_bytes_of(&source.file)?;
+        if shared {
+            // It may have grown between the two calls.
+            target.file.set_len(image_bytes)?;
+        }
+        Ok(shared)
+    };
+    if blocking(share).await.map_err(|error| error.within(place))? {
+        run.set_shared();
+    }
+    Ok(())
+}
+
+/// Carries the source's digests over for bytes that are shared: none is read.
+pub(super) async fn carry(run: &Run, manifest: &Manifest) {
+    let geometry = run.spec.geometry;
+    for (chunks, is_zero) in manifest.table().runs() {
+        if is_zero {
+            take(run, Written::zeroes(chunks)).await;
+            continue;
+        }
+        for index in chunks.iter() {
+            if run.halt.is_cancelled() {
+                return;
+            }
+            let Some(digest) = manifest.table().digest(index) else { continue };
+            let len = geometry.range(index).len;
+            Counters::add(&run.counters.reused_bytes, len);
+            Counters::add(&run.counters.passed_bytes, len);
+            let data_bytes = u32::try_from(len).unwrap_or(u32::MAX);
+            take(run, Written::data(index, digest, data_bytes)).await;
+        }
+    }
+}
+
+/// Enters a chunk in the ledger, when that has room.
+async fn take(run: &Run, shared: Written) {
+    tokio::select! {
+        () = run.ledger.room() => run.ledger.accept_shared(shared),
+        () = run.halt.cancelled() => {}
+    }
+}
