@@ -25,7 +25,7 @@ const MIB: u64 = 1 << 20;
 const RATE: &str = "8MiB/s";
 const DATA_BYTES: u64 = 24 * MIB;
 const DEADLINE: Duration = Duration::from_secs(60);
-const COPY_FIELDS: [&str; 13] = [
+const COPY_FIELDS: [&str; 14] = [
     "job",
     "outcome",
     "image_bytes",
