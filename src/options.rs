@@ -242,6 +242,9 @@ pub struct EngineOptions {
     /// Whether a copy may share extents with its source where the file system can (reflinks), so
     /// that no byte is moved. Both images then depend on the same blocks of the device.
     pub share_extents: bool,
+    /// Whether pages of a staged file leave the page cache once they are durable, so that a copy
+    /// does not push out what others keep there.
+    pub drop_behind: bool,
 }
 
 impl EngineOptions {
@@ -258,6 +261,7 @@ impl EngineOptions {
             checkpoint_bytes: 256 << 20,
             checkpoint_interval: Duration::from_secs(1),
             share_extents: true,
+            drop_behind: true,
         }
     }
 
@@ -293,6 +297,14 @@ impl EngineOptions {
     #[must_use]
     pub fn with_share_extents(mut self, share: bool) -> Self {
         self.share_extents = share;
+        self
+    }
+
+    /// With what was written dropped from the page cache, or kept there for whoever reads it next.
+    /// Where writes go past the page cache there is nothing to keep.
+    #[must_use]
+    pub fn with_drop_behind(mut self, drop: bool) -> Self {
+        self.drop_behind = drop;
         self
     }
 

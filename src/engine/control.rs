@@ -27,7 +27,7 @@ impl Inner {
         };
         if let Some(entry) = self.live().get(&info.spec.job) {
             info.progress = Some(entry.progress());
-            info.limits = entry.throttle.limits();
+            info.limits = entry.gate.limits();
             (info.state, info.running) = (entry.state(), true);
             return info;
         }
@@ -91,7 +91,7 @@ impl Inner {
     pub(super) async fn limit(&self, job: JobId, limits: Limits) -> Result<()> {
         let live = self.live().get(&job).cloned();
         if let Some(entry) = &live {
-            entry.throttle.set_limits(limits, Instant::now().into_std());
+            entry.gate.set_limits(limits);
         }
         let region = match (live, self.index.read(job).await?) {
             (Some(entry), _) => self.region(&entry.spec.target.region)?,

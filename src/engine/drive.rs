@@ -7,16 +7,18 @@ use tokio::time::{Instant, sleep};
 
 use crate::engine::Inner;
 use crate::engine::entry::{Entry, JobOutcome, Stop};
+use crate::engine::gate::{Gate, Gates};
 use crate::engine::index::JobRecord;
 use crate::engine::run::{End, Start, copy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{JobState, Receipt};
 use crate::options::Limits;
 use crate::region::{Outcome, Region, Source, Target, Vote};
-use crate::throttle::ThrottlePath;
 
 /// How often the owner looks for wishes: a cancel from another process is noticed within 100 ms.
 const ATTEND_INTERVAL: Duration = Duration::from_millis(80);
+/// How often one that waits for its turn looks: a thousand of them must not wear the disk out.
+const ATTEND_INTERVAL_QUEUED: Duration = Duration::from_millis(400);
 /// How often it tells others how far it is.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 /// Delays between attempts at a rollback that could not finish.
@@ -28,8 +30,8 @@ pub(crate) struct Ends {
     pub(crate) target_region: Arc<dyn Region>,
     pub(crate) source: Arc<dyn Source>,
     pub(crate) target: Arc<dyn Target>,
-    /// Limits of both regions, if they have any.
-    pub(crate) throttles: Vec<crate::throttle::Throttle>,
+    /// The gates of both regions.
+    pub(crate) gates: Vec<Gate>,
 }
 
 /// Brings a job to its end. Dropping the engine ends it as a crash would.
@@ -94,40 +96,42 @@ async fn run(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: &Ends) -> Result<End
     let turn = tokio::select! {
         turn = engine.turns.acquire() => turn,
         () = entry.stop.cancelled() => return Ok(End::Stopped),
-        () = attend(entry, ends) => return Ok(End::Stopped),
+        () = attend(entry, ends, ATTEND_INTERVAL_QUEUED) => return Ok(End::Stopped),
     };
     let _turn = turn.map_err(|e| Error::new(ErrorKind::Io, "wait for a turn").because(e))?;
     entry.enter(JobState::Copying);
     engine.index.write(JobRecord::new(entry.spec.clone(), JobState::Copying)).await?;
-    let mut nodes = vec![engine.throttle.clone(), entry.throttle.clone()];
-    nodes.extend(ends.throttles.iter().cloned());
+    // Order: from its own gate to that of all.
+    let own = std::iter::once(entry.gate.clone());
+    let gates = own.chain(ends.gates.iter().cloned()).chain([engine.gate.clone()]);
     let start = Start {
         spec: entry.spec.clone(),
         source: ends.source.clone(),
         target: ends.target.clone(),
         capabilities: ends.target_region.capabilities(),
         counters: entry.counters.clone(),
-        throttle: ThrottlePath::new(nodes),
+        gates: Gates::new(gates),
         stop: entry.stop.clone(),
         pool: engine.pool.clone(),
         memory: engine.memory.clone(),
         checkpoint_bytes: engine.options.checkpoint_bytes,
         checkpoint_interval: engine.options.checkpoint_interval,
         share_extents: engine.options.share_extents,
+        drop_behind: engine.options.drop_behind,
     };
     let committing = || entry.enter(JobState::Committing);
     tokio::select! {
         ended = Box::pin(copy(start, |run| entry.begin(run), committing)) => ended,
-        () = attend(entry, ends) => Ok(End::Stopped),
+        () = attend(entry, ends, ATTEND_INTERVAL) => Ok(End::Stopped),
     }
 }
 
 /// Passes wishes on to the job, and news of it to others, for as long as it is polled.
-async fn attend(entry: &Entry, ends: &Ends) {
+async fn attend(entry: &Entry, ends: &Ends, interval: Duration) {
     let mut reported = Instant::now();
     let mut limits = None;
     loop {
-        sleep(ATTEND_INTERVAL).await;
+        sleep(interval).await;
         heed(entry, ends, &mut limits).await;
         let progress = entry.refresh();
         if reported.elapsed() >= REPORT_INTERVAL {
@@ -151,7 +155,7 @@ async fn heed(entry: &Entry, ends: &Ends, limits: &mut Option<Limits>) {
     if let Some(wished) = wishes.limits
         && *limits != Some(wished)
     {
-        entry.throttle.set_limits(wished, Instant::now().into_std());
+        entry.gate.set_limits(wished);
         *limits = Some(wished);
     }
 }

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::gate::Gate;
 use crate::engine::progress::{Counters, Rate};
 use crate::engine::run::Run;
 use crate::engine::{CancelReply, Inner};
@@ -15,7 +16,6 @@ use crate::error::{Error, Result};
 use crate::id::JobId;
 use crate::job::{JobSpec, JobState, Progress, Receipt};
 use crate::options::Limits;
-use crate::throttle::Throttle;
 
 /// How a job ended, or came to rest.
 #[derive(Clone, Debug)]
@@ -51,7 +51,7 @@ pub(crate) enum Stop {
 pub(crate) struct Entry {
     pub(crate) spec: JobSpec,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) throttle: Throttle,
+    pub(crate) gate: Gate,
     /// Cancelled as soon as the job is asked to stop.
     pub(crate) stop: CancellationToken,
     wish: Mutex<Option<Stop>>,
@@ -68,7 +68,7 @@ impl Entry {
         Self {
             spec,
             counters: Arc::default(),
-            throttle: Throttle::new(limits),
+            gate: Gate::new(limits),
             stop: CancellationToken::new(),
             wish: Mutex::default(),
             rate: Mutex::default(),

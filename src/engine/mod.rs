@@ -7,6 +7,7 @@ mod clock;
 mod control;
 mod drive;
 mod entry;
+mod gate;
 mod index;
 mod lane;
 mod ledger;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::engine::entry::{Entry as JobEntry, Stop};
+use crate::engine::gate::Gate;
 use crate::engine::index::Index;
 use crate::engine::pool::Pool;
 use crate::engine::run::Memory;
@@ -38,7 +40,6 @@ use crate::id::{ImageId, JobId, RegionName};
 use crate::job::{JobSpec, JobState, Progress, Receipt};
 use crate::options::{EngineOptions, Limits};
 use crate::region::{ImageInfo, Recovered, Region};
-use crate::throttle::Throttle;
 
 pub use cancel::{CancelAnswer, CancelReply};
 pub use entry::{Job, JobOutcome};
@@ -67,7 +68,7 @@ pub(crate) struct Inner {
     index: Index,
     pool: Arc<Pool>,
     memory: Arc<Memory>,
-    throttle: Throttle,
+    gate: Gate,
     /// Jobs that move bytes at once.
     turns: Semaphore,
     regions: Mutex<BTreeMap<RegionName, Registered>>,
@@ -84,7 +85,7 @@ pub(crate) struct Inner {
 #[derive(Debug)]
 struct Registered {
     region: Arc<dyn Region>,
-    throttle: Throttle,
+    gate: Gate,
     counts: RegionMetrics,
 }
 
@@ -136,7 +137,7 @@ impl Engine {
             index,
             pool: Arc::new(Pool::start(threads)?),
             memory: Arc::new(Memory::new(options.memory_bytes_max)),
-            throttle: Throttle::new(options.limits),
+            gate: Gate::new(options.limits),
             turns: Semaphore::new(options.jobs_running_max),
             regions: Mutex::default(),
             live: Mutex::default(),
@@ -160,7 +161,7 @@ impl Engine {
     pub async fn register(&self, name: RegionName, region: Arc<dyn Region>) -> Result<()> {
         let registered = Registered {
             region: region.clone(),
-            throttle: Throttle::new(Limits::NONE),
+            gate: Gate::new(Limits::NONE),
             counts: RegionMetrics::default(),
         };
         match self.inner.regions().entry(name.clone()) {
@@ -344,7 +345,7 @@ impl Engine {
 
     /// Changes the ceilings of all jobs together, now.
     pub fn limit_engine(&self, limits: Limits) {
-        self.inner.throttle.set_limits(limits, Instant::now().into_std());
+        self.inner.gate.set_limits(limits);
     }
 
     /// Changes the ceilings of all copies from and to a region, now.
@@ -352,8 +353,8 @@ impl Engine {
     /// # Errors
     /// `NotFound` when no region is registered under that name.
     pub fn limit_region(&self, name: &RegionName, limits: Limits) -> Result<()> {
-        let throttle = self.inner.registered(name, |registered| registered.throttle.clone())?;
-        throttle.set_limits(limits, Instant::now().into_std());
+        let gate = self.inner.registered(name, |registered| registered.gate.clone())?;
+        gate.set_limits(limits);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::chunk::Written;
+use crate::engine::gate::Gates;
 use crate::engine::ledger::Ledger;
 use crate::engine::pool::Pool;
 use crate::engine::progress::Counters;
@@ -21,7 +22,6 @@ use crate::manifest::Manifest;
 use crate::options::Verify;
 use crate::plan::{Plan, Planner};
 use crate::region::{Capabilities, Outcome, Restored, Source, Target};
-use crate::throttle::ThrottlePath;
 
 /// How often a chunk that does not verify is written again.
 const REWRITE_COUNT_MAX: u32 = 3;
@@ -38,7 +38,7 @@ pub(crate) struct Start {
     pub(crate) target: Arc<dyn Target>,
     pub(crate) capabilities: Capabilities,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) throttle: ThrottlePath,
+    pub(crate) gates: Gates,
     /// Cancelled when the run is to stop: suspended or cancelled.
     pub(crate) stop: CancellationToken,
     pub(crate) pool: Arc<Pool>,
@@ -47,6 +47,8 @@ pub(crate) struct Start {
     pub(crate) checkpoint_interval: Duration,
     /// Whether the target may share extents with the source.
     pub(crate) share_extents: bool,
+    /// Whether what is durable leaves the page cache.
+    pub(crate) drop_behind: bool,
 }
 
 /// The engine's budget for bytes of images in memory.
@@ -74,8 +76,9 @@ pub(crate) struct Run {
     pub(crate) target: Arc<dyn Target>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) ledger: Ledger,
-    pub(crate) throttle: ThrottlePath,
-    pub(crate) throttle_turn: tokio::sync::Mutex<()>,
+    pub(crate) gates: Gates,
+    /// Whose turn it is to pass the gates: shares of the lanes stay even.
+    pub(crate) gates_turn: tokio::sync::Mutex<()>,
     /// Cancelled when no more work is to be begun: on a stop, or after a failure.
     pub(crate) halt: CancellationToken,
     pub(crate) pool: Arc<Pool>,
@@ -87,6 +90,7 @@ pub(crate) struct Run {
     shared: AtomicBool,
     stop: CancellationToken,
     checkpoint_interval: Duration,
+    pub(crate) drop_behind: bool,
     began: Instant,
     resumed_bytes: u64,
     restored_runs: Vec<ChunkRun>,
@@ -278,8 +282,8 @@ impl Run {
             target: start.target,
             counters: start.counters,
             ledger: Ledger::new(geometry, restored, start.checkpoint_bytes),
-            throttle: start.throttle,
-            throttle_turn: tokio::sync::Mutex::default(),
+            gates: start.gates,
+            gates_turn: tokio::sync::Mutex::default(),
             halt: start.stop.child_token(),
             pool: start.pool,
             memory: start.memory,
@@ -288,6 +292,7 @@ impl Run {
             shared: AtomicBool::new(false),
             stop: start.stop,
             checkpoint_interval: start.checkpoint_interval,
+            drop_behind: start.drop_behind,
             began: Instant::now(),
             resumed_bytes,
             restored_runs,

@@ -7,6 +7,7 @@ use crate::engine::clock::{job_of_token, random_job, unix_ms};
 use crate::engine::control::ended_unseen;
 use crate::engine::drive::{Ends, drive};
 use crate::engine::entry::{Entry, Job, JobOutcome};
+use crate::engine::gate::Gate;
 use crate::engine::index::JobRecord;
 use crate::engine::{Inner, empty_receipt, found_receipt, unknown};
 use crate::error::{Error, ErrorKind, Result};
@@ -81,8 +82,8 @@ impl Inner {
                 Err(later) => error.and(later),
             });
         }
-        let throttles = self.throttles_of(&spec);
-        let ends = Ends { target_region, source, target, throttles };
+        let gates = self.gates_of(&spec);
+        let ends = Ends { target_region, source, target, gates };
         Ok(self.launch(spec, ends))
     }
 
@@ -240,8 +241,8 @@ impl Inner {
         let target = target_region.reopen(&spec).await?;
         let record = JobRecord::new(spec.clone(), JobState::Queued);
         self.index.write(record).await?;
-        let throttles = self.throttles_of(&spec);
-        let ends = Ends { target_region, source, target, throttles };
+        let gates = self.gates_of(&spec);
+        let ends = Ends { target_region, source, target, gates };
         Ok(self.launch(spec, ends))
     }
 
@@ -271,10 +272,10 @@ impl Inner {
         Job { engine: self.clone(), entry }
     }
 
-    fn throttles_of(&self, spec: &JobSpec) -> Vec<crate::throttle::Throttle> {
+    fn gates_of(&self, spec: &JobSpec) -> Vec<Gate> {
         [&spec.source.region, &spec.target.region]
             .into_iter()
-            .filter_map(|name| self.registered(name, |found| found.throttle.clone()).ok())
+            .filter_map(|name| self.registered(name, |found| found.gate.clone()).ok())
             .collect()
     }
 

@@ -1,6 +1,5 @@
 //! The life of a job: start, watch, suspend, crash, resume, cancel, forget, from one engine or two.
 
-use std::collections::HashSet;
 use std::fs;
 use std::time::Duration;
 
@@ -570,31 +569,6 @@ async fn counters_of_an_engine_never_go_back() {
         seen = written;
     }
     assert_eq!(engine.metrics().regions[&region("n")].written_bytes, 200 * 64 * KIB);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_hundred_small_images_are_copied() {
-    let world = World::in_memory();
-    let engine = world.engine().await;
-    let mut jobs = Vec::new();
-    for n in 0..200_u64 {
-        let name = format!("disk-{n}");
-        world.m.insert(&image(&name), noise(n, 1000 + n));
-        let (from, to) = (format!("m/{name}"), format!("b/{name}"));
-        jobs.push(engine.copy(request(&from, &to, small())).await.unwrap());
-    }
-    for job in &jobs {
-        committed(ended(job).await);
-    }
-    let images = engine.images(&region("b")).await.unwrap();
-    assert_eq!(images.len(), 200);
-    let made: HashSet<_> = images.iter().filter_map(|info| info.job).collect();
-    assert_eq!(made, jobs.iter().map(blockferry::engine::Job::id).collect());
-    for n in 0..200_u64 {
-        let data = fs::read(world.data_of("b", &format!("disk-{n}"))).unwrap();
-        assert!(data == noise(n, 1000 + n), "disk-{n}");
-    }
-    assert_eq!(world.leftovers("b"), Vec::<std::path::PathBuf>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

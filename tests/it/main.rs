@@ -14,6 +14,7 @@ mod life;
 mod model;
 mod places;
 mod remains;
+mod scale;
 mod shapes;
 mod source;
 mod space;

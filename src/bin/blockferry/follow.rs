@@ -40,14 +40,27 @@ pub(crate) struct Running {
     /// Whether the copy may share its blocks with the source where the file system can
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     reflink: Reflink,
+    /// What becomes of the copy's pages in the page cache once they are durable
+    #[arg(long, value_name = "WHAT", default_value = "drop")]
+    page_cache: PageCache,
 }
 
 impl Running {
     /// An engine with these options.
     pub(crate) fn of_engine(&self, options: EngineOptions) -> EngineOptions {
         let share = self.reflink == Reflink::Auto;
-        options.with_threads(self.threads).with_share_extents(share)
+        let drop = self.page_cache == PageCache::Drop;
+        options.with_threads(self.threads).with_share_extents(share).with_drop_behind(drop)
     }
+}
+
+/// What becomes of cached pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum PageCache {
+    /// They make room for others
+    Drop,
+    /// They stay, for whoever reads the copy next
+    Keep,
 }
 
 /// Whether copies share blocks with their source.

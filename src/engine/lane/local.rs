@@ -106,7 +106,7 @@ pub(super) async fn copy(
 ) -> Result<()> {
     let mut strip = Strip::new(ends.geometry, chunks, mixed);
     while strip.next < chunks.end() {
-        let bytes = run.throttle.grant_bytes(strip.end - strip.at());
+        let bytes = run.gates.grant_bytes(strip.end - strip.at());
         let ops = bytes.div_ceil(to_u64(PIECE_BYTES));
         if !pass_throttle(run, bytes, ops).await {
             return Ok(());
@@ -121,7 +121,7 @@ pub(super) async fn copy(
             .await?;
         strip = back;
         let advanced = advanced?;
-        run.throttle.give_back(bytes.saturating_sub(advanced.read_bytes));
+        run.gates.give_back(bytes.saturating_sub(advanced.read_bytes));
         advanced.written.into_iter().for_each(|written| enter(run, written));
     }
     Ok(())

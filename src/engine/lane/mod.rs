@@ -7,9 +7,10 @@ mod remote;
 mod writer;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use crate::chunk::Written;
 use crate::engine::offload;
@@ -19,12 +20,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ChunkIndex, ChunkRun};
 use crate::job::Stall;
 use crate::plan::{Move, Plan};
-use crate::throttle::Take;
 
 /// How many bytes the local lane takes from the plan at a time.
 const STRIP_BYTES: u64 = 4 << 20;
 /// How many bytes of zeros are written at a time where zeros must be written.
 const ZERO_STRIP_BYTES: u64 = 256 << 20;
+
+/// Whoever passes sooner has not waited for a limit, only for a lock.
+const WAIT_MIN: Duration = Duration::from_micros(500);
 
 /// Moves everything that is planned, or stops early and orderly when the run is halted.
 pub(crate) async fn run(run: &Arc<Run>, plan: Plan) -> Result<()> {
@@ -111,27 +114,13 @@ async fn zero(run: &Run, chunks: ChunkRun) -> Result<()> {
 /// Waits until the limits let `bytes` pass; `false`: the run was halted first.
 async fn pass_throttle(run: &Run, bytes: u64, ops: u64) -> bool {
     let began = Instant::now();
-    let mut waited = false;
-    // One waiter at a time asks, in the order of coming: shares stay even.
-    let _turn = run.throttle_turn.lock().await;
-    while !run.halt.is_cancelled() {
-        match run.throttle.take(Instant::now().into_std(), bytes, ops) {
-            Take::Granted => {
-                if waited {
-                    run.counters.stalled(Stall::Throttle, began.elapsed());
-                }
-                return true;
-            }
-            Take::At(when) => {
-                waited = true;
-                tokio::select! {
-                    () = sleep_until(when.into()) => {}
-                    () = run.halt.cancelled() => {}
-                }
-            }
-        }
+    let _turn = run.gates_turn.lock().await;
+    let passed = run.gates.pass(bytes, ops, &run.halt).await;
+    let waited = began.elapsed();
+    if waited >= WAIT_MIN {
+        run.counters.stalled(Stall::Throttle, waited);
     }
-    false
+    passed
 }
 
 /// A source that vouches for its digests must give bytes that match them.
