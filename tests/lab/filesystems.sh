@@ -2,34 +2,7 @@
 # Copies, resumes and cancels on real file systems on loop devices: ext4, XFS, Btrfs; and onto a bare device.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-[ "$(id -u)" = 0 ] || { echo "skipped: filesystems needs root to mount"; exit 0; }
-missing() {
-    echo "skipped: $1"
-    [ -z "${BLOCKFERRY_REQUIRE_ALL:-}" ] || exit 1
-}
-install() {
-    command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || {
-        command -v apt-get >/dev/null &&
-            DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$2" >/dev/null
-    }
-}
-cargo build --quiet --release --locked --features cli
-ferry=$(realpath "${CARGO_TARGET_DIR:-target}")/release/blockferry
-work=$(mktemp -d) passed=0
-devices=()
-clean() {
-    mountpoint -q "$work/mnt" && umount "$work/mnt"
-    for device in "${devices[@]}"; do losetup -d "$device" 2>/dev/null || true; done
-    rm -rf "$work"
-}
-trap clean EXIT
-export BLOCKFERRY_STATE_DIR=$work/state PATH=$PATH:/usr/sbin:/sbin
-mkdir "$work/mnt"
-loop() { # loop SIZE -> a loop device, in $device
-    truncate -s "$1" "$work/back.${#devices[@]}"
-    device=$(losetup --find --show "$work/back.${#devices[@]}")
-    devices+=("$device")
-}
+. tests/lab/common.bash
 
 truncate -s 200000001 "$work/disk.raw"
 head -c 20000000 /dev/urandom | dd of="$work/disk.raw" bs=1M seek=3 conv=notrunc status=none
@@ -79,7 +52,7 @@ code=0
 [ "$code" = 2 ] && grep -q destructive "$work/out"
 "$ferry" copy "$work/disk.raw" "$device" --destructive --verify full --json >"$work/out"
 cmp -n 200000001 "$work/disk.raw" "$device"
-"$ferry" forget "$(python3 -c 'import json,sys; print(json.load(open(sys.argv[1]))["job"])' "$work/out")"
+"$ferry" forget "$(field job)"
 "$ferry" copy "$work/disk.raw" "$device" --destructive --rate 4MiB/s --progress none 2>/dev/null &
 until "$ferry" jobs "$device" --json | grep -q copying; do sleep 0.1; done
 kill -9 $!

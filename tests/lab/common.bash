@@ -1,0 +1,33 @@
+# What the lab's shell scripts share: the binary, a folder, loop devices, and how a missing tool is told.
+# Sourced from the top of the repository; ends the script where it may not mount.
+[ "$(id -u)" = 0 ] || { echo "skipped: ${0##*/} needs root to mount"; exit 0; }
+missing() {
+    echo "skipped: $1"
+    [ -z "${BLOCKFERRY_REQUIRE_ALL:-}" ] || exit 1
+}
+install() {
+    command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || {
+        command -v apt-get >/dev/null &&
+            DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$2" >/dev/null
+    }
+}
+cargo build --quiet --release --locked --features cli
+ferry=$(realpath "${CARGO_TARGET_DIR:-target}")/release/blockferry
+work=$(mktemp -d) passed=0
+devices=()
+clean() {
+    mountpoint -q "$work/mnt" && umount "$work/mnt"
+    for device in "${devices[@]}"; do losetup -d "$device" 2>/dev/null || true; done
+    rm -rf "$work"
+}
+trap clean EXIT
+export BLOCKFERRY_STATE_DIR=$work/state PATH=$PATH:/usr/sbin:/sbin
+mkdir "$work/mnt"
+loop() { # loop SIZE -> a loop device, in $device
+    truncate -s "$1" "$work/back.${#devices[@]}"
+    device=$(losetup --find --show "$work/back.${#devices[@]}")
+    devices+=("$device")
+}
+field() { # field NAME: a field of the JSON that the last command wrote
+    python3 -c 'import json,sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$work/out" "$1"
+}
