@@ -276,8 +276,9 @@ impl StageStore {
         let cancelled = journal.is_cancelled()?;
         let moved = journal.is_watching() && staged.is_none() && !cancelled;
         // A device may have another number after a reboot or a mount: the record's tells nothing.
+        // The inode of what a cancel has removed may be a stranger's by now.
         let ours = |facts: Facts| match (journal.prepared(), staged) {
-            (Some(prepared), None) => prepared.inode == facts.inode,
+            (Some(prepared), None) => !cancelled && prepared.inode == facts.inode,
             (Some(_), Some(staged)) => staged.same_file(&facts),
             (None, _) => moved,
         };
@@ -523,5 +524,29 @@ mod tests {
             assert!(matches!(recovered[0].settled, Settled::Committed), "{recovered:?}");
             assert_eq!(store.stages().unwrap(), [], "{layout:?}");
         }
+    }
+
+    #[test]
+    fn a_stranger_that_was_given_the_inode_of_cancelled_data_is_no_commit() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Dir::open_path(temp.path()).unwrap();
+        let store = Arc::new(StageStore::new(root, Layout::Files, "here".into()));
+        let owned = store.stage(&sample_spec(), "m-1").unwrap();
+        let stranger = store.root.create_file("m-1", 0o600).unwrap().facts().unwrap();
+        let prepared = Prepared {
+            device: stranger.device,
+            inode: stranger.inode,
+            root: Digest::from_bytes([1; 32]),
+        };
+        let journal = &owned.held().journal;
+        journal.append_prepared(prepared).unwrap();
+        journal.try_decide().unwrap().unwrap().cancel().unwrap();
+        // A crash comes after the data is gone and before the journal is.
+        store.find(sample_spec().job).unwrap().unwrap().dir.remove_file(DATA).unwrap();
+        drop(owned);
+        let recovered = store.recover(None).unwrap();
+        assert!(matches!(recovered[0].settled, Settled::RolledBack), "{recovered:?}");
+        assert_eq!(store.stages().unwrap(), []);
+        assert!(store.root.facts_of("m-1").unwrap().is_some());
     }
 }
