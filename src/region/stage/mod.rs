@@ -275,9 +275,12 @@ impl StageStore {
         // only the rename moves it.
         let cancelled = journal.is_cancelled()?;
         let moved = journal.is_watching() && staged.is_none() && !cancelled;
-        let ours = |facts: Facts| match journal.prepared() {
-            Some(prepared) => (prepared.device, prepared.inode) == (facts.device, facts.inode),
-            None => moved,
+        // A device may have another number after a reboot or a mount: the record's tells nothing.
+        // The inode of what a cancel has removed may be a stranger's by now.
+        let ours = |facts: Facts| match (journal.prepared(), staged) {
+            (Some(prepared), None) => !cancelled && prepared.inode == facts.inode,
+            (Some(_), Some(staged)) => staged.same_file(&facts),
+            (None, _) => moved,
         };
         Ok(Found {
             acknowledged: true,
@@ -490,4 +493,60 @@ pub(crate) fn refuse_inside_image(folder: &Dir) -> Result<()> {
             .hint("a committed image never changes: choose another folder"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::Digest;
+    use crate::job::sample_spec;
+    use crate::journal::Prepared;
+
+    #[test]
+    fn a_commit_is_known_again_on_a_device_that_has_another_number_since() {
+        for layout in [Layout::Images, Layout::Files] {
+            let temp = tempfile::tempdir().unwrap();
+            let root = Dir::open_path(temp.path()).unwrap();
+            let store = Arc::new(StageStore::new(root, layout, "here".into()));
+            let owned = store.stage(&sample_spec(), "m-1").unwrap();
+            let stage = store.find(sample_spec().job).unwrap().unwrap();
+            let payload = stage.dir.facts_of(store.payload()).unwrap().unwrap();
+            let prepared = Prepared {
+                device: payload.device + 1,
+                inode: payload.inode,
+                root: Digest::from_bytes([1; 32]),
+            };
+            owned.held().journal.append_prepared(prepared).unwrap();
+            stage.dir.rename_no_replace(store.payload(), &store.root, "m-1").unwrap();
+            drop(owned);
+            let recovered = store.recover(None).unwrap();
+            assert_eq!(recovered.len(), 1, "{layout:?}");
+            assert!(matches!(recovered[0].settled, Settled::Committed), "{recovered:?}");
+            assert_eq!(store.stages().unwrap(), [], "{layout:?}");
+        }
+    }
+
+    #[test]
+    fn a_stranger_that_was_given_the_inode_of_cancelled_data_is_no_commit() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Dir::open_path(temp.path()).unwrap();
+        let store = Arc::new(StageStore::new(root, Layout::Files, "here".into()));
+        let owned = store.stage(&sample_spec(), "m-1").unwrap();
+        let stranger = store.root.create_file("m-1", 0o600).unwrap().facts().unwrap();
+        let prepared = Prepared {
+            device: stranger.device,
+            inode: stranger.inode,
+            root: Digest::from_bytes([1; 32]),
+        };
+        let journal = &owned.held().journal;
+        journal.append_prepared(prepared).unwrap();
+        journal.try_decide().unwrap().unwrap().cancel().unwrap();
+        // A crash comes after the data is gone and before the journal is.
+        store.find(sample_spec().job).unwrap().unwrap().dir.remove_file(DATA).unwrap();
+        drop(owned);
+        let recovered = store.recover(None).unwrap();
+        assert!(matches!(recovered[0].settled, Settled::RolledBack), "{recovered:?}");
+        assert_eq!(store.stages().unwrap(), []);
+        assert!(store.root.facts_of("m-1").unwrap().is_some());
+    }
 }
