@@ -14,9 +14,9 @@
 //! and takers who always ask again when told get `rate * w` in the long run, never more than one
 //! grant behind. Arithmetic is exact (no rounding, no drift) for rates from 1 to `u64::MAX`.
 //!
-//! **Fairness.** There is no queue here: all who wait are told the same moment, and the first to ask
-//! then is served. Nobody waits while tokens lie idle on the whole path, and a refusal costs nobody
-//! anything. The engine puts a queue before each node, so that takers share evenly.
+//! **Fairness.** There is no queue here: all who wait are told the same moment, and the first to
+//! ask then is served. Nobody waits while tokens lie idle on the whole path, and a refusal costs
+//! nobody anything. The engine puts a queue before each node, so that takers share evenly.
 //!
 //! **Changes.** New limits hold for everybody who asks afterwards, and nobody waits longer than 100
 //! ms before asking again. A change never prolongs a debt: what is owed is paid at the faster of

@@ -36,14 +36,20 @@ impl Dir {
     }
 
     /// Opens a folder by path, and makes it, and those above it, with mode 0700 where they are
-    /// missing.
+    /// missing. The names of those that it makes are durable when it returns.
     pub(crate) fn open_or_create_path(path: &Path) -> Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
+        let missing: Vec<&Path> = path.ancestors().take_while(|above| !above.exists()).collect();
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(path)
             .map_err(|error| Error::io("create folder", error))?;
+        // Order: from the top, so that what is durable hangs on what is.
+        for made in missing.into_iter().rev() {
+            let above = made.parent().filter(|above| !above.as_os_str().is_empty());
+            Self::open_path(above.unwrap_or(Path::new(".")))?.sync()?;
+        }
         Self::open_path(path)
     }
 

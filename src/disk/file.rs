@@ -244,7 +244,7 @@ impl File {
     }
 
     /// Drops clean pages of the range from the page cache, so that the next read comes from the
-    /// device.
+    /// device. Of pages that are not clean, Linux begins the write-back and does not wait for it.
     pub(crate) fn evict(&self, range: ByteRange) -> Result<()> {
         let len = std::num::NonZeroU64::new(range.len);
         retry_on_intr(|| rustix::fs::fadvise(&self.0, range.offset, len, Advice::DontNeed))

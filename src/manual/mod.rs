@@ -5,6 +5,7 @@
 //! | [`guarantees`] | everybody: what holds, which test proves it, and what is not promised |
 //! | [`operating`] | those who run it: folders, modes, crashes, cancel, limits, memory, exit codes |
 //! | [`formats`] | those who read its bytes: journal, manifest, job record, digests |
+//! | [`performance`] | those who ask how fast it is, and why it works as it does: figures, what was tried, what was dropped |
 //! | [`architecture`] | those who change it: the corridor, the rooms, who may know whom |
 
 #[doc = include_str!("architecture.md")]
@@ -18,3 +19,6 @@ pub mod guarantees {}
 
 #[doc = include_str!("operating.md")]
 pub mod operating {}
+
+#[doc = include_str!("performance.md")]
+pub mod performance {}

@@ -36,6 +36,8 @@ pub(super) struct Gather<'a> {
     start: usize,
     len: usize,
     offset: u64,
+    /// From the first to the last byte written in this turn.
+    written: Option<ByteRange>,
     room: &'a mut Room,
 }
 
@@ -48,7 +50,7 @@ pub(super) struct Room {
 
 impl<'a> Gather<'a> {
     pub(super) fn new(sink: Sink<'a>, window: &'a mut [u8], room: &'a mut Room) -> Self {
-        Self { sink, window, start: 0, len: 0, offset: 0, room }
+        Self { sink, window, start: 0, len: 0, offset: 0, written: None, room }
     }
 
     /// Free space for the next `len` bytes, behind those that wait.
@@ -125,6 +127,11 @@ impl<'a> Gather<'a> {
         written.map_err(|error| self.at(error, range.offset))
     }
 
+    /// Where in the image the first byte that waits belongs; all before it is written.
+    pub(super) fn waiting_from(&self) -> Option<u64> {
+        (self.len > 0).then_some(self.offset)
+    }
+
     /// Writes what waits.
     pub(super) fn flush(&mut self, data_end: u64) -> Result<()> {
         let Some(writer) = self.sink.writer.filter(|_| self.len > 0) else { return Ok(()) };
@@ -139,6 +146,8 @@ impl<'a> Gather<'a> {
         written.map_err(|error| self.at(error, range.offset))?;
         Counters::add(&self.sink.counters.written_bytes, range.len);
         self.len = 0;
+        let from = self.written.map_or(range.offset, |written| written.offset);
+        self.written = Some(ByteRange::new(from, range.end() - from));
         Ok(())
     }
 
@@ -148,6 +157,9 @@ impl<'a> Gather<'a> {
         self.flush(0)?;
         let Some(writer) = self.sink.writer else { return Ok(()) };
         let began = Instant::now();
+        if let Some(range) = self.written.filter(|range| !range.is_empty()) {
+            writer.send_on(range);
+        }
         for range in std::mem::take(&mut self.room.zeros) {
             let given = writer.give_back(range);
             given.map_err(|error| self.at(error, range.offset))?;

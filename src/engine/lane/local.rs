@@ -112,17 +112,18 @@ pub(super) async fn copy(
             return Ok(());
         }
         let ends = ends.clone();
-        let (back, advanced) = run
+        let (back, advanced, ended) = run
             .pool
             .run(move |scratch| {
-                let advanced = strip.advance(&ends, scratch, bytes);
-                (strip, advanced)
+                let (advanced, ended) = strip.advance(&ends, scratch, bytes);
+                (strip, advanced, ended)
             })
             .await?;
         strip = back;
-        let advanced = advanced?;
         run.gates.give_back(bytes.saturating_sub(advanced.read_bytes));
+        // Also after a failure: what was written before it need not be written again.
         advanced.written.into_iter().for_each(|written| enter(run, written));
+        ended?;
     }
     Ok(())
 }
@@ -180,31 +181,55 @@ impl Strip {
         }
     }
 
-    /// Reads, hashes and writes until about `budget` bytes are read or the strip is done.
-    fn advance(&mut self, ends: &Ends, scratch: &mut Scratch, budget: u64) -> Result<Advanced> {
+    /// Reads, hashes and writes until about `budget` bytes are read or the strip is done; tells
+    /// what was written, also when it fails half way.
+    fn advance(
+        &mut self,
+        ends: &Ends,
+        scratch: &mut Scratch,
+        budget: u64,
+    ) -> (Advanced, Result<()>) {
         let mut advanced = Advanced { written: Vec::new(), read_bytes: 0 };
         let mut room = std::mem::take(&mut self.room);
         let mut gather = Gather::new(ends.sink(), scratch.window(), &mut room);
-        while self.next < self.chunks.end() && advanced.read_bytes < budget {
-            let mut chunk = match self.open.take() {
-                Some(open) => open,
-                None => OpenChunk::new(ends.geometry, ChunkIndex::new(self.next)),
-            };
-            if chunk.at() >= self.segment.end {
-                self.segment = ends.segment_at(chunk.at(), self.end)?;
-            }
-            let left = budget - advanced.read_bytes;
-            advanced.read_bytes += chunk.step(ends, &mut gather, self.segment, left)?;
-            if chunk.is_done() {
-                advanced.written.push(chunk.finish(ends, &gather)?);
-                self.next += 1;
-            } else {
-                self.open = Some(chunk);
-            }
+        let mut ended = Ok(());
+        while ended.is_ok() && self.next < self.chunks.end() && advanced.read_bytes < budget {
+            ended = self.step(ends, &mut gather, &mut advanced, budget);
         }
         // Order: what waits is written before its chunks are told as written.
-        gather.finish()?;
+        let waiting_from = gather.waiting_from();
+        let ended = ended.and_then(|()| gather.finish());
+        if let (Err(_), Some(from)) = (&ended, waiting_from) {
+            let geometry = self.geometry;
+            advanced.written.retain(|written| geometry.run_range(written.run()).end() <= from);
+        }
         self.room = room;
-        Ok(advanced)
+        (advanced, ended)
+    }
+
+    /// Deals with one piece or one hole of the chunk under way.
+    fn step(
+        &mut self,
+        ends: &Ends,
+        gather: &mut Gather<'_>,
+        advanced: &mut Advanced,
+        budget: u64,
+    ) -> Result<()> {
+        let mut chunk = match self.open.take() {
+            Some(open) => open,
+            None => OpenChunk::new(ends.geometry, ChunkIndex::new(self.next)),
+        };
+        if chunk.at() >= self.segment.end {
+            self.segment = ends.segment_at(chunk.at(), self.end)?;
+        }
+        let left = budget - advanced.read_bytes;
+        advanced.read_bytes += chunk.step(ends, gather, self.segment, left)?;
+        if chunk.is_done() {
+            advanced.written.push(chunk.finish(ends, gather)?);
+            self.next += 1;
+        } else {
+            self.open = Some(chunk);
+        }
+        Ok(())
     }
 }

@@ -53,6 +53,15 @@ impl Writer {
         self.target.file.punch(range).map(drop)
     }
 
+    /// Sends bytes that were written through the page cache on their way, so that the device is
+    /// busy while others are still being read and hashed, and while a flush is under way.
+    pub(super) fn send_on(&self, range: ByteRange) {
+        if self.direct().is_none() && self.target.file_system.gains_by_reserving() {
+            // It only makes a sync shorter: the sync tells what is wrong.
+            self.target.file.evict(range).ok();
+        }
+    }
+
     pub(super) fn write_zeroes(&self, range: ByteRange) -> Result<()> {
         self.target.file.write_zeroes(range)
     }
@@ -124,8 +133,11 @@ impl Gauge {
         self.begin_again(u128::from(bytes) * 1_000_000_000 >= needed);
     }
 
-    /// That much was written through the page cache.
+    /// That much was written through the page cache; only a stray end while that is not the way.
     fn cached(&self, bytes: u64) {
+        if self.is_direct.load(Relaxed) {
+            return;
+        }
         let bytes = self.bytes.fetch_add(bytes, Relaxed) + bytes;
         if bytes >= HOLD_BYTES && !self.given_up.load(Relaxed) {
             self.begin_again(true);
