@@ -16,7 +16,11 @@ pub(super) async fn share(run: &Arc<Run>) -> Result<()> {
         return Ok(());
     };
     let (place, image_bytes) = (run.target.location(), run.spec.geometry.image_bytes());
+    let owner = run.target.clone();
     let share = move || {
+        // Keeps the stage owned until the call has ended, also after a crash: nobody may take a
+        // stage over, or publish it, while it is still being changed.
+        let _owner = owner;
         // A source of another length has changed: the copy will tell so, in its own words.
         let shared =
             source.file.len()? == image_bytes && target.file.share_bytes_of(&source.file)?;

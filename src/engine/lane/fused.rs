@@ -115,7 +115,7 @@ impl OpenChunk {
     }
 
     /// What the chunk turned out to hold. Its bytes may still wait in the gather.
-    pub(super) fn finish(self, ends: &Ends, gather: &Gather<'_>) -> Result<Written> {
+    pub(super) fn finish(self, ends: &Ends, gather: &mut Gather<'_>) -> Result<Written> {
         let digest: Option<Digest> = self.hasher.map(ChunkHasher::finish);
         if let Some(vouched) = &ends.vouched {
             check_vouched(digest, vouched.table().digest(self.index))

@@ -87,23 +87,28 @@ impl<'a> Gather<'a> {
                 self.skip(ByteRange::new(offset + to_u64(at), to_u64(block)), data_end)?;
             } else {
                 kept += u32::try_from(block).unwrap_or(u32::MAX);
-                self.take(offset + to_u64(at), bytes);
+                self.take(offset + to_u64(at), bytes, data_end)?;
             }
             at += block;
         }
         Ok(kept)
     }
 
-    fn take(&mut self, offset: u64, bytes: Range<usize>) {
+    fn take(&mut self, offset: u64, bytes: Range<usize>, data_end: u64) -> Result<()> {
         if self.sink.writer.is_none() {
             Counters::add(&self.sink.counters.reused_bytes, to_u64(bytes.len()));
-            return;
+            return Ok(());
+        }
+        // Neighbours in the window need not be neighbours in the image: zeros may lie between them.
+        if self.len > 0 && self.offset + to_u64(self.len) != offset {
+            self.flush(data_end)?;
         }
         if self.len == 0 {
             (self.start, self.offset) = (bytes.start, offset);
         }
         debug_assert_eq!(self.start + self.len, bytes.start, "a gap among what waits");
         self.len += bytes.len();
+        Ok(())
     }
 
     /// A range that is zero and that a blank target need not be told of.
@@ -119,7 +124,9 @@ impl<'a> Gather<'a> {
     }
 
     /// Zeros that must be written, because the target may hold something else there.
-    pub(super) fn write_zeroes(&self, range: ByteRange) -> Result<()> {
+    pub(super) fn write_zeroes(&mut self, range: ByteRange) -> Result<()> {
+        // Order: that of the image, so that all before what waits is written.
+        self.flush(range.offset)?;
         let Some(writer) = self.sink.writer else { return Ok(()) };
         let began = Instant::now();
         let written = writer.write_zeroes(range);
@@ -145,7 +152,8 @@ impl<'a> Gather<'a> {
         self.sink.counters.stalled(Stall::Write, began.elapsed());
         written.map_err(|error| self.at(error, range.offset))?;
         Counters::add(&self.sink.counters.written_bytes, range.len);
-        self.len = 0;
+        // What has just been read behind these bytes stays where it is.
+        (self.start, self.len) = (self.start + self.len, 0);
         let from = self.written.map_or(range.offset, |written| written.offset);
         self.written = Some(ByteRange::new(from, range.end() - from));
         Ok(())
@@ -184,6 +192,60 @@ impl Room {
         // Where it fails, as on a full disk, the write itself tells what is wrong, if anything is.
         if writer.reserve(ByteRange::new(from, end - from)).is_ok() {
             self.reserved_end = end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::disk::Dir;
+    use crate::engine::pool::{Scratch, WINDOW_BYTES};
+    use crate::geometry::to_usize;
+    use crate::region::LocalFile;
+
+    const KIB: u64 = 1 << 10;
+
+    /// A target that held something before: every byte must end up where it belongs.
+    #[test]
+    fn bytes_with_zeros_between_them_keep_their_places_on_a_target_that_is_not_blank() {
+        for gaps_are_written_first in [true, false] {
+            let temp = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+            let dir = Dir::open_path(temp.path()).unwrap();
+            let file = Arc::new(dir.create_file("f", 0o600).unwrap());
+            let mut naive = vec![0xaa; WINDOW_BYTES];
+            file.write_at(0, &naive).unwrap();
+            let writer = Writer::new(LocalFile::of(file.clone()).unwrap());
+            let (counters, mut room, mut scratch) =
+                (Counters::default(), Room::default(), Scratch::new());
+            let sink =
+                Sink { writer: Some(&writer), counters: &counters, place: "f", blank: false };
+            let mut gather = Gather::new(sink, scratch.window(), &mut room);
+            // Data, then zeros, in turns; what is left between was not touched.
+            for (n, offset) in [0, 128, 192, 320, 324, 512].map(|kib| kib * KIB).iter().enumerate()
+            {
+                let (fill, len) = (u8::try_from(n).unwrap() + 1, 4 * KIB);
+                let zeros = ByteRange::new(offset + len, 32 * KIB);
+                gather.make_space(to_usize(len), 0).unwrap();
+                gather.space(to_usize(len)).fill(fill);
+                if gaps_are_written_first {
+                    gather.write_zeroes(zeros).unwrap();
+                }
+                assert_eq!(u64::from(gather.keep(*offset, to_usize(len), 0).unwrap()), len);
+                if !gaps_are_written_first && n != 3 {
+                    gather.write_zeroes(zeros).unwrap();
+                }
+                if gaps_are_written_first || n != 3 {
+                    naive[to_usize(zeros.offset)..to_usize(zeros.end())].fill(0);
+                }
+                naive[to_usize(*offset)..to_usize(offset + len)].fill(fill);
+            }
+            gather.finish().unwrap();
+            let mut back = vec![0; WINDOW_BYTES];
+            assert_eq!(file.read_at(0, &mut back).unwrap(), WINDOW_BYTES);
+            assert!(back == naive, "gaps first: {gaps_are_written_first}");
         }
     }
 }
