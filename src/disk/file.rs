@@ -114,6 +114,23 @@ impl File {
         Ok(())
     }
 
+    /// As [`File::write_at`], past the page cache; `false` where the file system asks for another
+    /// alignment than that of these bytes. Some of them may be written.
+    pub(crate) fn write_direct_at(&self, offset: u64, bytes: &[u8]) -> Result<bool> {
+        let refused = |cause: &std::io::Error| {
+            let errno = cause.raw_os_error().map(Errno::from_raw_os_error);
+            matches!(errno, Some(Errno::INVAL | Errno::OPNOTSUPP))
+        };
+        match self.write_at(offset, bytes) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                let cause = std::error::Error::source(&error);
+                let cause = cause.and_then(|cause| cause.downcast_ref::<std::io::Error>());
+                if cause.is_some_and(refused) { Ok(false) } else { Err(error) }
+            }
+        }
+    }
+
     pub(crate) fn set_len(&self, len: u64) -> Result<()> {
         retry_on_intr(|| rustix::fs::ftruncate(&self.0, len))
             .map_err(|errno| Error::io("set file length", errno))

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::chunk::Written;
+use crate::disk::File;
 use crate::engine::progress::Counters;
 use crate::engine::run::Run;
 use crate::error::Result;
@@ -22,18 +23,45 @@ pub(super) async fn share(run: &Arc<Run>) -> Result<()> {
         // stage over, or publish it, while it is still being changed.
         let _owner = owner;
         // A source of another length has changed: the copy will tell so, in its own words.
-        let shared =
-            source.file.len()? == image_bytes && target.file.share_bytes_of(&source.file)?;
-        if shared {
-            // It may have grown between the two calls.
-            target.file.set_len(image_bytes)?;
+        if source.file.len()? != image_bytes {
+            return Ok(false);
         }
+        // Kernels before the end of 2024 could tell a clone on XFS that ended half way as whole.
+        let shared = target.file.share_bytes_of(&source.file)?
+            && has_same_holes(&source.file, &target.file, image_bytes)?;
+        if !shared {
+            // Of a clone that ended half way nothing may stay: the copy takes the stage for blank.
+            target.file.set_len(0)?;
+        }
+        // It may have grown between the two calls.
+        target.file.set_len(image_bytes)?;
         Ok(shared)
     };
     if blocking(share).await.map_err(|error| error.within(place))? {
         run.set_shared();
     }
     Ok(())
+}
+
+/// Whether both files have data and holes in the same places.
+fn has_same_holes(source: &File, target: &File, end: u64) -> Result<bool> {
+    let mut offset = 0;
+    while offset < end {
+        let data = source.next_data(offset)?.unwrap_or(end).min(end);
+        if target.next_data(offset)?.unwrap_or(end).min(end) != data {
+            return Ok(false);
+        }
+        if data == end {
+            break;
+        }
+        let hole = source.next_hole(data)?.unwrap_or(end).min(end);
+        if target.next_hole(data)?.unwrap_or(end).min(end) != hole {
+            return Ok(false);
+        }
+        // A source that changes under us may answer with a hole where we stand.
+        offset = hole.max(data + 1);
+    }
+    Ok(true)
 }
 
 /// Carries the source's digests over for bytes that are shared: none is read.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::disk::File;
 use crate::engine::pool::{PIECE_BYTES, SCRATCH_ALIGNMENT, WINDOW_BYTES};
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::geometry::{ByteRange, to_u64};
 use crate::region::LocalFile;
 
@@ -76,15 +76,11 @@ impl Writer {
         };
         let (whole, rest) = bytes.split_at(bytes.len() - bytes.len() % SCRATCH_ALIGNMENT);
         let began = Instant::now();
-        match direct.write_at(offset, whole) {
-            Ok(()) => self.gauge.direct(to_u64(whole.len()), began.elapsed()),
-            // The file system wants another alignment: it is left in peace, and shows by the other
-            // way whether there is more to it.
-            Err(error) if error.kind() == ErrorKind::Invalid => {
-                self.gauge.give_up();
-                self.target.file.write_at(offset, whole)?;
-            }
-            Err(error) => return Err(error),
+        if direct.write_direct_at(offset, whole)? {
+            self.gauge.direct(to_u64(whole.len()), began.elapsed());
+        } else {
+            self.gauge.give_up();
+            self.target.file.write_at(offset, whole)?;
         }
         self.target.file.write_at(offset + to_u64(whole.len()), rest)
     }
@@ -130,7 +126,8 @@ impl Gauge {
             return;
         }
         let needed = u128::from(ns) * u128::from(DIRECT_BYTES_PER_SEC_MIN);
-        self.begin_again(u128::from(bytes) * 1_000_000_000 >= needed);
+        let is_fast = u128::from(bytes) * 1_000_000_000 >= needed;
+        self.begin_again(is_fast && !self.given_up.load(Relaxed));
     }
 
     /// That much was written through the page cache; only a stray end while that is not the way.
@@ -194,6 +191,15 @@ mod tests {
         gauge.give_up();
         (0..=HOLD_BYTES / PROBE_BYTES).for_each(|_| gauge.cached(PROBE_BYTES));
         assert!(!gauge.is_direct.load(Relaxed), "refused once is refused");
+    }
+
+    #[test]
+    fn a_direct_write_that_is_not_aligned_is_told_as_refused() {
+        let temp = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let dir = Dir::open_path(temp.path()).unwrap();
+        let file = Arc::new(dir.create_file("f", 0o600).unwrap());
+        let Some(direct) = Writer::new(LocalFile::of(file).unwrap()).direct else { return };
+        assert!(!direct.write_direct_at(1, &[7; 100]).unwrap());
     }
 
     #[test]
