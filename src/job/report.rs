@@ -207,7 +207,8 @@ pub struct Receipt {
     pub root: Digest,
     /// Size of the image.
     pub image_bytes: u64,
-    /// Bytes of it that are data.
+    /// Bytes of it that are data: what is zero is told by blocks of 64 KiB where bytes were looked
+    /// at, and by chunks where digests were carried over from the source.
     pub data_bytes: u64,
     /// Bytes of it that are zero and were not moved.
     pub zero_bytes: u64,

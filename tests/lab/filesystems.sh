@@ -53,6 +53,19 @@ code=0
 "$ferry" copy "$work/disk.raw" "$device" --destructive --verify full --json >"$work/out"
 cmp -n 200000001 "$work/disk.raw" "$device"
 "$ferry" forget "$(field job)"
+# Data between zeros, written ones and holes, within a chunk and across chunks.
+truncate -s 60000001 "$work/patchy.raw"
+for ((at = 1; at < 900; at += 3 + at % 5)); do
+    from=/dev/urandom
+    ((at % 4)) || from=/dev/zero
+    dd if=$from of="$work/patchy.raw" bs=64K seek=$at count=$((1 + at % 3)) conv=notrunc status=none
+done
+for chunk in 64KiB 1MiB 4MiB; do
+    head -c 60000001 /dev/zero | tr '\0' y | dd of="$device" bs=1M conv=fsync status=none
+    "$ferry" copy "$work/patchy.raw" "$device" --destructive --chunk-size $chunk --json >"$work/out"
+    cmp -n 60000001 "$work/patchy.raw" "$device"
+    "$ferry" forget "$(field job)"
+done
 "$ferry" copy "$work/disk.raw" "$device" --destructive --rate 4MiB/s --progress none 2>/dev/null &
 until "$ferry" jobs "$device" --json | grep -q copying; do sleep 0.1; done
 kill -9 $!

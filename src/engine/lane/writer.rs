@@ -9,10 +9,11 @@ use crate::error::Result;
 use crate::geometry::{ByteRange, to_u64};
 use crate::region::LocalFile;
 
-/// After that many bytes the gauge decides how to go on.
-const PROBE_BYTES: u64 = 64 << 20;
+/// After that many bytes the gauge decides how to go on: few, because a small image must not be
+/// done before it knows.
+const PROBE_BYTES: u64 = 16 << 20;
 /// After that many bytes through the page cache the other way is tried once more.
-const HOLD_BYTES: u64 = 4 << 30;
+const HOLD_BYTES: u64 = 1 << 30;
 /// What a thread's direct writes must reach to be kept. Below it the device is so slow that a copy
 /// through memory costs nothing beside it, and the page cache keeps its queue deeper than a handful
 /// of threads can.
@@ -39,8 +40,10 @@ impl Writer {
         if self.direct().is_some() { WINDOW_BYTES } else { PIECE_BYTES }
     }
 
+    /// Whether reserving room before writing saves work. Not in the page cache: there the file
+    /// system sees whole extents before it looks for room.
     pub(super) fn gains_by_reserving(&self) -> bool {
-        self.target.file_system.gains_by_reserving()
+        self.direct().is_some() && self.target.file_system.gains_by_reserving()
     }
 
     /// Reserves room for bytes that are about to be written.
@@ -174,7 +177,7 @@ mod tests {
         let gauge = Gauge::new();
         note(&gauge, 640, 2 * DIRECT_BYTES_PER_SEC_MIN);
         assert!(gauge.is_direct.load(Relaxed));
-        note(&gauge, 63, DIRECT_BYTES_PER_SEC_MIN / 2);
+        note(&gauge, 15, DIRECT_BYTES_PER_SEC_MIN / 2);
         assert!(gauge.is_direct.load(Relaxed), "judged before it was measured");
         note(&gauge, 1, DIRECT_BYTES_PER_SEC_MIN / 2);
         assert!(!gauge.is_direct.load(Relaxed));
@@ -183,7 +186,7 @@ mod tests {
     #[test]
     fn the_verdict_is_looked_at_again() {
         let gauge = Gauge::new();
-        note(&gauge, 64, 1 << 20);
+        note(&gauge, 16, 1 << 20);
         (0..HOLD_BYTES / PROBE_BYTES - 1).for_each(|_| gauge.cached(PROBE_BYTES));
         assert!(!gauge.is_direct.load(Relaxed));
         gauge.cached(PROBE_BYTES);
