@@ -80,7 +80,7 @@ impl Record {
         }
     }
 
-    fn payload(&self) -> Vec<u8> {
+    pub(crate) fn payload(&self) -> Vec<u8> {
         let mut out = Encoder::new();
         match self {
             Self::Header(header) => {
@@ -99,7 +99,7 @@ impl Record {
         out.finish()
     }
 
-    fn decode(kind: u8, payload: &[u8], geometry: Option<Geometry>) -> Result<Self> {
+    pub(crate) fn decode(kind: u8, payload: &[u8], geometry: Option<Geometry>) -> Result<Self> {
         const NAME_LEN_MAX: usize = 4096;
         let mut from = Decoder::new(payload, "journal record");
         let record = match kind {
