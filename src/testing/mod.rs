@@ -3,6 +3,7 @@
 //! Feature `testing`. A region is done when [`conformance`] passes on it.
 
 mod endings;
+pub mod fuzz;
 mod hooked;
 mod recovery;
 mod staging;
