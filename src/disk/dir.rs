@@ -1,35 +1,27 @@
 //! Folders: names resolved beneath one, listed, renamed, removed and made durable.
 
-use std::ffi::OsStr;
-use std::fs;
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RawDir, RenameFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FlockOperation, OFlags, RenameFlags};
 use rustix::io::{Errno, retry_on_intr};
+use tokio::time::Instant;
 
-use super::{Facts, File, facts_of_fd, hostile, io};
+use super::sys::{self, Fd};
+use super::{Facts, File, hostile, io};
 use crate::error::{Error, ErrorKind, Result};
 
 /// An open folder. Names are resolved beneath it and never through a symbolic link.
 #[derive(Debug)]
-pub(crate) struct Dir(OwnedFd);
+pub(crate) struct Dir(Fd);
 
-const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
+const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
 
 impl Dir {
     /// Opens a folder by the path that a person gave; symbolic links are followed, as the shell
     /// does.
     pub(crate) fn open_path(path: &Path) -> Result<Self> {
-        let open = || rustix::fs::open(path, DIR_FLAGS, Mode::empty());
-        retry_on_intr(open).map(Self).map_err(|errno| match errno {
+        retry_on_intr(|| sys::open(path, DIR_FLAGS)).map(Self).map_err(|errno| match errno {
             Errno::NOTDIR => Error::new(ErrorKind::Invalid, "open folder").because(io(errno)),
             _ => Error::io("open folder", errno),
         })
@@ -38,28 +30,28 @@ impl Dir {
     /// Opens a folder by path, and makes it, and those above it, with mode 0700 where they are
     /// missing. The names of those that it makes are durable when it returns.
     pub(crate) fn open_or_create_path(path: &Path) -> Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
-        let missing: Vec<&Path> = path.ancestors().take_while(|above| !above.exists()).collect();
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(|error| Error::io("create folder", error))?;
+        let is_missing = |above: &Path| {
+            !above.as_os_str().is_empty() && retry_on_intr(|| sys::stat(above)).is_err()
+        };
+        let missing: Vec<&Path> = path.ancestors().take_while(|above| is_missing(above)).collect();
         // Order: from the top, so that what is durable hangs on what is.
         for made in missing.into_iter().rev() {
+            match retry_on_intr(|| sys::make_dir(made, 0o700)) {
+                // Others may be making it at this moment.
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(Error::io("create folder", errno)),
+            }
             let above = made.parent().filter(|above| !above.as_os_str().is_empty());
             Self::open_path(above.unwrap_or(Path::new(".")))?.sync()?;
         }
         Self::open_path(path)
     }
 
-    fn open(&self, name: &str, flags: OFlags, mode: u32) -> rustix::io::Result<OwnedFd> {
+    fn open(&self, name: &str, flags: OFlags, mode: u32) -> rustix::io::Result<Fd> {
         // Not O_NOFOLLOW: it would let the link itself be opened, and blame what is not a folder
-        // instead of the link. BENEATH refuses every link, the last one too.
-        let flags = flags | OFlags::CLOEXEC;
-        retry_on_intr(|| {
-            rustix::fs::openat2(&self.0, name, flags, Mode::from_raw_mode(mode), BENEATH)
-        })
+        // instead of the link. Names are resolved such that every link is refused, the last one
+        // too.
+        retry_on_intr(|| self.0.open(name, flags, mode))
     }
 
     /// Opens a folder in this one.
@@ -75,7 +67,7 @@ impl Dir {
     /// Makes a folder; one that is there already is [`ErrorKind::Exists`].
     pub(crate) fn make_dir(&self, name: &str, mode: u32) -> Result<Self> {
         let name = Self::plain(name)?;
-        retry_on_intr(|| rustix::fs::mkdirat(&self.0, name, Mode::from_raw_mode(mode)))
+        retry_on_intr(|| self.0.make_dir(name, mode))
             .map_err(|errno| Error::io("make folder", errno))?;
         self.open_dir(name)
     }
@@ -95,7 +87,7 @@ impl Dir {
     /// Makes a file that must not exist yet.
     pub(crate) fn create_file(&self, name: &str, mode: u32) -> Result<File> {
         self.open(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, mode)
-            .map(File::of_fd)
+            .map(File::of)
             .map_err(|errno| hostile("create file", errno))
     }
 
@@ -104,14 +96,14 @@ impl Dir {
         // O_NONBLOCK: a FIFO under that name must not hang us. It changes nothing for regular
         // files.
         self.open(name, OFlags::RDONLY | OFlags::NONBLOCK, 0)
-            .map(File::of_fd)
+            .map(File::of)
             .map_err(|errno| hostile("open file", errno))
     }
 
     /// Opens a file for reading and writing.
     pub(crate) fn open_file_rw(&self, name: &str) -> Result<File> {
         self.open(name, OFlags::RDWR | OFlags::NONBLOCK, 0)
-            .map(File::of_fd)
+            .map(File::of)
             .map_err(|errno| hostile("open file", errno))
     }
 
@@ -142,9 +134,8 @@ impl Dir {
     /// nothing.
     pub(crate) fn facts_of(&self, name: &str) -> Result<Option<Facts>> {
         let name = Self::plain(name)?;
-        let stat = retry_on_intr(|| rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW));
-        match stat {
-            Ok(stat) => Ok(Some(Facts::of(&stat))),
+        match retry_on_intr(|| self.0.stat_at(name)) {
+            Ok(facts) => Ok(Some(facts)),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(Error::io("look up name", errno)),
         }
@@ -152,7 +143,7 @@ impl Dir {
 
     /// Facts of this folder.
     pub(crate) fn facts(&self) -> Result<Facts> {
-        facts_of_fd(&self.0)
+        super::facts_of(&self.0)
     }
 
     /// The names in this folder for which `wanted` is true. Names that are not UTF-8 are none of
@@ -160,19 +151,8 @@ impl Dir {
     pub(crate) fn names(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
         // A handle of its own: a folder's read position belongs to the open file description.
         let again = self.reopen()?;
-        let mut buffer = [MaybeUninit::uninit(); 8192];
-        let mut entries = RawDir::new(&again.0, &mut buffer);
-        let mut names = Vec::new();
-        while let Some(entry) = entries.next() {
-            let entry = entry.map_err(|errno| Error::io("list folder", errno))?;
-            let name = OsStr::from_bytes(entry.file_name().to_bytes());
-            if let Some(name) = name.to_str()
-                && !matches!(name, "." | "..")
-                && wanted(name)
-            {
-                names.push(name.to_owned());
-            }
-        }
+        let listed = again.0.list(wanted);
+        let mut names = listed.map_err(|errno| Error::io("list folder", errno))?;
         names.sort_unstable();
         Ok(names)
     }
@@ -184,8 +164,7 @@ impl Dir {
     /// [`ErrorKind::Unsupported`] on file systems without `RENAME_NOREPLACE`.
     pub(crate) fn rename_no_replace(&self, from: &str, to_dir: &Dir, to: &str) -> Result<()> {
         let (from, to) = (Self::plain(from)?, Self::plain(to)?);
-        let rename =
-            || rustix::fs::renameat_with(&self.0, from, &to_dir.0, to, RenameFlags::NOREPLACE);
+        let rename = || self.0.rename(from, &to_dir.0, to, RenameFlags::NOREPLACE);
         retry_on_intr(rename).map_err(|errno| match errno {
             Errno::INVAL => Error::new(ErrorKind::Unsupported, "rename without replacing")
                 .hint("the file system cannot commit atomically")
@@ -196,7 +175,7 @@ impl Dir {
 
     /// Renames `from` over `to` in this folder.
     pub(crate) fn rename_over(&self, from: &str, to: &str) -> Result<()> {
-        retry_on_intr(|| rustix::fs::renameat(&self.0, from, &self.0, to))
+        retry_on_intr(|| self.0.rename(from, &self.0, to, RenameFlags::empty()))
             .map_err(|errno| Error::io("rename file", errno))
     }
 
@@ -212,21 +191,20 @@ impl Dir {
 
     fn unlink(&self, name: &str, flags: AtFlags, action: &'static str) -> Result<()> {
         let name = Self::plain(name)?;
-        match retry_on_intr(|| rustix::fs::unlinkat(&self.0, name, flags)) {
+        match retry_on_intr(|| self.0.unlink(name, flags)) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(Error::io(action, errno)),
         }
     }
 
     pub(crate) fn set_mode(&self, mode: u32) -> Result<()> {
-        retry_on_intr(|| rustix::fs::fchmod(&self.0, Mode::from_raw_mode(mode)))
+        retry_on_intr(|| self.0.set_mode(mode))
             .map_err(|errno| Error::io("set folder mode", errno))
     }
 
     /// Makes the entries of this folder durable.
     pub(crate) fn sync(&self) -> Result<()> {
-        retry_on_intr(|| rustix::fs::fsync(&self.0))
-            .map_err(|errno| Error::io("sync folder", errno))
+        retry_on_intr(|| self.0.sync()).map_err(|errno| Error::io("sync folder", errno))
     }
 
     /// Waits for the exclusive claim on this folder, at most 30 seconds; it ends when the value is
@@ -238,11 +216,9 @@ impl Dir {
         let began = Instant::now();
         loop {
             let lock = FlockOperation::NonBlockingLockExclusive;
-            match retry_on_intr(|| rustix::fs::flock(&own.0, lock)) {
+            match retry_on_intr(|| own.0.lock_whole(lock)) {
                 Ok(()) => return Ok(DirClaim { held: own }),
-                Err(Errno::WOULDBLOCK) if began.elapsed() < CLAIM_TIMEOUT => {
-                    std::thread::park_timeout(CLAIM_POLL);
-                }
+                Err(Errno::WOULDBLOCK) if began.elapsed() < CLAIM_TIMEOUT => sys::pause(CLAIM_POLL),
                 Err(Errno::WOULDBLOCK) => {
                     return Err(Error::new(ErrorKind::Busy, "claim the folder of the stages")
                         .hint("another process has held it for 30 seconds; is it stopped?")
@@ -272,7 +248,7 @@ pub(crate) struct DirClaim {
 impl Drop for DirClaim {
     fn drop(&mut self) {
         // By hand: a child that was forked at this moment would keep the claim for a while.
-        retry_on_intr(|| rustix::fs::flock(&self.held.0, FlockOperation::Unlock)).ok();
+        retry_on_intr(|| self.held.0.lock_whole(FlockOperation::Unlock)).ok();
     }
 }
 

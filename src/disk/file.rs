@@ -1,15 +1,14 @@
 //! Files and block devices: positioned reads and writes, room, extents, durability, and locks on
 //! bytes.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use nix::fcntl::{FcntlArg, fcntl};
-use nix::libc;
-use rustix::fs::{Advice, FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{Facts, FileSystem, Kind, facts_of_fd, io};
+use super::sys::{self, Fd};
+use super::{Facts, FileSystem, Kind, io};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, to_u64, to_usize};
 
@@ -19,17 +18,14 @@ pub(crate) struct LockByte(pub(crate) u64);
 
 /// An open file or block device. Reads and writes name their offset; there is no position.
 #[derive(Debug)]
-pub(crate) struct File(OwnedFd);
+pub(crate) struct File(Fd);
 
 impl File {
     /// Opens a file or device for reading by the path that a person gave; symbolic links are
     /// followed.
     pub(crate) fn open_path(path: &Path) -> Result<Self> {
         let open = |flags: OFlags| {
-            retry_on_intr(|| {
-                let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | flags;
-                rustix::fs::open(path, flags, Mode::empty())
-            })
+            retry_on_intr(|| sys::open(path, OFlags::RDONLY | OFlags::NONBLOCK | flags))
         };
         // O_NOATIME leaves the source's times alone; only its owner may ask for it.
         open(OFlags::NOATIME)
@@ -41,14 +37,17 @@ impl File {
     /// Opens a block device for reading and writing, alone: one that is mounted or in use so is
     /// [`ErrorKind::Busy`].
     pub(crate) fn open_device(path: &Path) -> Result<Self> {
-        let flags = OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
-        retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))
+        retry_on_intr(|| sys::open(path, OFlags::RDWR | OFlags::EXCL))
             .map(Self)
             .map_err(|errno| Error::io("open block device", errno))
     }
 
     /// Wraps a file that the caller opened.
     pub(crate) fn of_fd(fd: OwnedFd) -> Self {
+        Self(Fd::of(fd))
+    }
+
+    pub(super) fn of(fd: Fd) -> Self {
         Self(fd)
     }
 
@@ -71,7 +70,7 @@ impl File {
     }
 
     pub(crate) fn facts(&self) -> Result<Facts> {
-        facts_of_fd(&self.0)
+        super::facts_of(&self.0)
     }
 
     /// The length in bytes, of a file or a block device.
@@ -80,7 +79,7 @@ impl File {
         if facts.kind != Kind::BlockDevice {
             return Ok(facts.size_bytes);
         }
-        rustix::fs::seek(&self.0, SeekFrom::End(0))
+        retry_on_intr(|| self.0.seek(SeekFrom::End(0)))
             .map_err(|errno| Error::io("measure block device", errno))
     }
 
@@ -89,7 +88,7 @@ impl File {
         let mut done = 0;
         while done < buffer.len() {
             let at = offset + to_u64(done);
-            match rustix::io::pread(&self.0, &mut buffer[done..], at) {
+            match self.0.read_at(at, &mut buffer[done..]) {
                 Ok(0) => break,
                 Ok(count) => done += count,
                 Err(Errno::INTR) => {}
@@ -104,7 +103,7 @@ impl File {
         let mut done = 0;
         while done < bytes.len() {
             let at = offset + to_u64(done);
-            match rustix::io::pwrite(&self.0, &bytes[done..], at) {
+            match self.0.write_at(at, &bytes[done..]) {
                 Ok(0) => return Err(Error::new(ErrorKind::Io, "write file: nothing was taken")),
                 Ok(count) => done += count,
                 Err(Errno::INTR) => {}
@@ -132,24 +131,24 @@ impl File {
     }
 
     pub(crate) fn set_len(&self, len: u64) -> Result<()> {
-        retry_on_intr(|| rustix::fs::ftruncate(&self.0, len))
+        retry_on_intr(|| self.0.set_len(len))
             .map_err(|errno| Error::io("set file length", errno))
     }
 
     pub(crate) fn set_mode(&self, mode: u32) -> Result<()> {
-        retry_on_intr(|| rustix::fs::fchmod(&self.0, Mode::from_raw_mode(mode)))
+        retry_on_intr(|| self.0.set_mode(mode))
             .map_err(|errno| Error::io("set file mode", errno))
     }
 
     /// Makes the bytes durable, and what is needed to read them back.
     pub(crate) fn sync_data(&self) -> Result<()> {
-        retry_on_intr(|| rustix::fs::fdatasync(&self.0))
+        retry_on_intr(|| self.0.sync_data())
             .map_err(|errno| Error::io("sync file data", errno))
     }
 
     /// Makes the bytes and all metadata durable.
     pub(crate) fn sync_all(&self) -> Result<()> {
-        retry_on_intr(|| rustix::fs::fsync(&self.0)).map_err(|errno| Error::io("sync file", errno))
+        retry_on_intr(|| self.0.sync()).map_err(|errno| Error::io("sync file", errno))
     }
 
     /// Reserves room for the range without changing what reads give. File systems that cannot are
@@ -195,38 +194,33 @@ impl File {
         if range.is_empty() {
             return Ok(());
         }
-        retry_on_intr(|| rustix::fs::fallocate(&self.0, flags, range.offset, range.len)).map_err(
-            |errno| match errno {
-                // A device refuses ranges that are not whole sectors with EINVAL.
-                Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL => {
-                    Error::new(ErrorKind::Unsupported, action).because(io(errno))
-                }
-                _ => Error::io(action, errno),
-            },
-        )
+        retry_on_intr(|| self.0.allocate(flags, range)).map_err(|errno| match errno {
+            // A device refuses ranges that are not whole sectors with EINVAL.
+            Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL => {
+                Error::new(ErrorKind::Unsupported, action).because(io(errno))
+            }
+            _ => Error::io(action, errno),
+        })
     }
 
     /// The file system that the file lies on.
     pub(crate) fn file_system(&self) -> Result<FileSystem> {
-        let stat = retry_on_intr(|| rustix::fs::fstatfs(&self.0))
+        let file_system = retry_on_intr(|| self.0.file_system())
             .map_err(|errno| Error::io("look up file system", errno))?;
         let is_file = self.facts()?.kind == Kind::File;
-        Ok(if is_file { FileSystem::of_magic(stat.f_type) } else { FileSystem::Other })
+        Ok(if is_file { file_system } else { FileSystem::Other })
     }
 
     /// Another handle to the same file, whose writes go past the page cache; `None` where the file
     /// system has no such writes, or the file may no longer be written.
     pub(crate) fn reopen_direct(&self) -> Option<Self> {
-        // By its own descriptor: no path has to be remembered, and none can lead elsewhere.
-        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
-        let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
-        retry_on_intr(|| rustix::fs::open(&path, flags, Mode::empty())).ok().map(Self)
+        retry_on_intr(|| self.0.reopen(OFlags::WRONLY | OFlags::DIRECT)).ok().map(Self)
     }
 
     /// Makes this file share all bytes of `source`, without moving any; tells whether the file
     /// system could. What the file held before is gone.
     pub(crate) fn share_bytes_of(&self, source: &Self) -> Result<bool> {
-        match retry_on_intr(|| rustix::fs::ioctl_ficlone(&self.0, &source.0)) {
+        match retry_on_intr(|| self.0.share_bytes_of(&source.0)) {
             Ok(()) => Ok(true),
             // Two file systems, one that cannot share, or files that may not share with each other.
             Err(
@@ -253,7 +247,7 @@ impl File {
     }
 
     fn seek(&self, to: SeekFrom) -> Result<Option<u64>> {
-        match retry_on_intr(|| rustix::fs::seek(&self.0, to)) {
+        match retry_on_intr(|| self.0.seek(to)) {
             Ok(offset) => Ok(Some(offset)),
             Err(Errno::NXIO) => Ok(None),
             Err(errno) => Err(Error::io("look up extents", errno)),
@@ -263,8 +257,7 @@ impl File {
     /// Drops clean pages of the range from the page cache, so that the next read comes from the
     /// device. Of pages that are not clean, Linux begins the write-back and does not wait for it.
     pub(crate) fn evict(&self, range: ByteRange) -> Result<()> {
-        let len = std::num::NonZeroU64::new(range.len);
-        retry_on_intr(|| rustix::fs::fadvise(&self.0, range.offset, len, Advice::DontNeed))
+        retry_on_intr(|| self.0.evict(range))
             .map_err(|errno| Error::io("evict cached pages", errno))
     }
 
@@ -272,26 +265,21 @@ impl File {
     /// description: they end when the last handle to it is closed, so also when the process dies,
     /// and two handles of one process exclude each other.
     pub(crate) fn try_lock(&self, byte: LockByte) -> Result<bool> {
-        match fcntl(&self.0, FcntlArg::F_OFD_SETLK(&lock_record(libc::F_WRLCK, byte)?)) {
-            Ok(_) => Ok(true),
-            Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
+        match retry_on_intr(|| self.0.lock(byte)) {
+            Ok(()) => Ok(true),
+            Err(Errno::AGAIN) => Ok(false),
             Err(errno) => Err(Error::io("lock file", errno)),
         }
     }
 
     /// Gives the right back.
     pub(crate) fn unlock(&self, byte: LockByte) -> Result<()> {
-        fcntl(&self.0, FcntlArg::F_OFD_SETLK(&lock_record(libc::F_UNLCK, byte)?))
-            .map(drop)
-            .map_err(|errno| Error::io("unlock file", errno))
+        retry_on_intr(|| self.0.unlock(byte)).map_err(|errno| Error::io("unlock file", errno))
     }
 
     /// Whether somebody else holds the right now.
     pub(crate) fn is_locked(&self, byte: LockByte) -> Result<bool> {
-        let mut record = lock_record(libc::F_WRLCK, byte)?;
-        fcntl(&self.0, FcntlArg::F_OFD_GETLK(&mut record))
-            .map_err(|errno| Error::io("look up lock", errno))?;
-        Ok(i32::from(record.l_type) != libc::F_UNLCK)
+        retry_on_intr(|| self.0.is_locked(byte)).map_err(|errno| Error::io("look up lock", errno))
     }
 }
 
@@ -327,22 +315,6 @@ impl std::io::Write for Writer<'_> {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
-}
-
-fn lock_record(kind: libc::c_int, byte: LockByte) -> Result<libc::flock> {
-    let narrow = |value: libc::c_int| {
-        i16::try_from(value).map_err(|error| Error::new(ErrorKind::Io, "lock file").because(error))
-    };
-    let start = i64::try_from(byte.0)
-        .map_err(|error| Error::new(ErrorKind::Io, "lock file").because(error))?;
-    Ok(libc::flock {
-        l_type: narrow(kind)?,
-        l_whence: narrow(libc::SEEK_SET)?,
-        l_start: start,
-        l_len: 1,
-        // Open-file-description locks ask for zero here.
-        l_pid: 0,
-    })
 }
 
 fn ignore_unsupported(error: Error) -> Result<bool> {

@@ -3,15 +3,16 @@
 
 mod dir;
 mod file;
+mod host;
 
-use std::fs;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::FileType;
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::error::{Error, ErrorKind, Result};
+
+// The seam: `Dir` and `File` are written in terms of these calls alone.
+use host as sys;
 
 pub(crate) use dir::Dir;
 pub(crate) use file::{File, LockByte};
@@ -84,54 +85,30 @@ impl Facts {
     pub(crate) fn same_file(&self, other: &Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
     }
-
-    fn of(stat: &rustix::fs::Stat) -> Self {
-        let ns = |sec: i64, nsec: u64| i128::from(sec) * 1_000_000_000 + i128::from(nsec);
-        Self {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            device_number: stat.st_rdev,
-            size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
-            mode: stat.st_mode,
-            mtime_ns: ns(stat.st_mtime, stat.st_mtime_nsec),
-            ctime_ns: ns(stat.st_ctime, stat.st_ctime_nsec),
-            kind: match FileType::from_raw_mode(stat.st_mode) {
-                FileType::RegularFile => Kind::File,
-                FileType::Directory => Kind::Dir,
-                FileType::BlockDevice => Kind::BlockDevice,
-                _ => Kind::Other,
-            },
-        }
-    }
 }
 
 /// What a new plain file's permission bits are when nobody says otherwise: 0666 less the process's
 /// umask.
 pub(crate) fn default_file_mode() -> u32 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
-    let umask = umask.and_then(|text| u32::from_str_radix(text.trim(), 8).ok());
-    0o666 & !umask.unwrap_or(0o077)
+    0o666 & !sys::umask().unwrap_or(0o077)
 }
 
 /// Whether that path leads to a block device. A path that leads nowhere does not.
 pub(crate) fn is_block_device(path: &Path) -> bool {
-    rustix::fs::stat(path).is_ok_and(|stat| Facts::of(&stat).kind == Kind::BlockDevice)
+    sys::stat(path).is_ok_and(|facts| facts.kind == Kind::BlockDevice)
 }
 
 /// Facts of what that path leads to, symbolic links followed; `None` where there is nothing.
 pub(crate) fn facts_of_path(path: &Path) -> Result<Option<Facts>> {
-    match retry_on_intr(|| rustix::fs::stat(path)) {
-        Ok(stat) => Ok(Some(Facts::of(&stat))),
+    match retry_on_intr(|| sys::stat(path)) {
+        Ok(facts) => Ok(Some(facts)),
         Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(Error::io("look up path", errno)),
     }
 }
 
-fn facts_of_fd(fd: &OwnedFd) -> Result<Facts> {
-    retry_on_intr(|| rustix::fs::fstat(fd))
-        .map(|stat| Facts::of(&stat))
-        .map_err(|errno| Error::io("look up file facts", errno))
+fn facts_of(fd: &sys::Fd) -> Result<Facts> {
+    retry_on_intr(|| fd.stat()).map_err(|errno| Error::io("look up file facts", errno))
 }
 
 /// A symbolic link, a mount point or an escape where a plain name was expected is an attack or a
