@@ -98,6 +98,7 @@ mod disk;
 pub mod engine;
 pub mod error;
 pub mod geometry;
+mod host;
 pub mod id;
 pub mod job;
 mod journal;

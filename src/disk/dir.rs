@@ -198,8 +198,7 @@ impl Dir {
     }
 
     pub(crate) fn set_mode(&self, mode: u32) -> Result<()> {
-        retry_on_intr(|| self.0.set_mode(mode))
-            .map_err(|errno| Error::io("set folder mode", errno))
+        retry_on_intr(|| self.0.set_mode(mode)).map_err(|errno| Error::io("set folder mode", errno))
     }
 
     /// Makes the entries of this folder durable.

@@ -131,19 +131,16 @@ impl File {
     }
 
     pub(crate) fn set_len(&self, len: u64) -> Result<()> {
-        retry_on_intr(|| self.0.set_len(len))
-            .map_err(|errno| Error::io("set file length", errno))
+        retry_on_intr(|| self.0.set_len(len)).map_err(|errno| Error::io("set file length", errno))
     }
 
     pub(crate) fn set_mode(&self, mode: u32) -> Result<()> {
-        retry_on_intr(|| self.0.set_mode(mode))
-            .map_err(|errno| Error::io("set file mode", errno))
+        retry_on_intr(|| self.0.set_mode(mode)).map_err(|errno| Error::io("set file mode", errno))
     }
 
     /// Makes the bytes durable, and what is needed to read them back.
     pub(crate) fn sync_data(&self) -> Result<()> {
-        retry_on_intr(|| self.0.sync_data())
-            .map_err(|errno| Error::io("sync file data", errno))
+        retry_on_intr(|| self.0.sync_data()).map_err(|errno| Error::io("sync file data", errno))
     }
 
     /// Makes the bytes and all metadata durable.

@@ -2,8 +2,12 @@
 //! host's.
 
 mod dir;
+#[cfg(feature = "testing")]
+mod either;
 mod file;
 mod host;
+#[cfg(feature = "testing")]
+pub(crate) mod sim;
 
 use std::path::Path;
 
@@ -12,6 +16,9 @@ use rustix::io::{Errno, retry_on_intr};
 use crate::error::{Error, ErrorKind, Result};
 
 // The seam: `Dir` and `File` are written in terms of these calls alone.
+#[cfg(feature = "testing")]
+use either as sys;
+#[cfg(not(feature = "testing"))]
 use host as sys;
 
 pub(crate) use dir::Dir;

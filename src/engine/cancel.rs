@@ -198,6 +198,7 @@ impl Inner {
         while !clean && Instant::now() < deadline {
             if let Some(entry) = &live {
                 tokio::select! {
+                    biased;
                     _ended = entry.wait() => {}
                     () = sleep(CLEAN_TIMEOUT) => return false,
                 }

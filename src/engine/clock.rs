@@ -1,28 +1,17 @@
-//! Wall time, as a label on records only, and random job numbers.
+//! Wall time, as a label on records only, and job numbers.
 
-use std::mem::MaybeUninit;
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::host;
 use crate::id::JobId;
 
 /// Milliseconds since 1970. Nothing is decided by it.
-#[expect(clippy::disallowed_methods, reason = "the one place that labels records with wall time")]
 pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    host::unix_ms()
 }
 
 /// A job number nobody has had.
 pub(crate) fn random_job() -> Result<JobId> {
-    let mut room = [MaybeUninit::uninit(); 16];
-    let flags = rustix::rand::GetRandomFlags::empty();
-    // Requests of up to 256 bytes are never cut short.
-    let (filled, _) = rustix::rand::getrandom(&mut room, flags)
-        .map_err(|errno| Error::io("draw a random job id", errno))?;
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(filled);
-    Ok(JobId::from_bytes(bytes))
+    host::random().map(JobId::from_bytes)
 }
 
 /// The job that a token names: the same token is the same job, wherever it is asked for.

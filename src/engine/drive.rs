@@ -39,6 +39,7 @@ pub(crate) async fn drive(engine: Arc<Inner>, entry: Arc<Entry>, ends: Ends) {
     let crash = engine.crash.clone();
     let _fallen = Fallen { engine: engine.clone(), entry: entry.clone() };
     tokio::select! {
+        biased;
         () = live(&engine, &entry, ends) => {}
         () = crash.cancelled() => {}
     }
@@ -94,6 +95,7 @@ async fn run(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: &Ends) -> Result<End
     // Order: ceilings that were set earlier hold before the first byte moves.
     heed(entry, ends, &mut None).await;
     let turn = tokio::select! {
+        biased;
         turn = engine.turns.acquire() => turn,
         () = entry.stop.cancelled() => return Ok(End::Stopped),
         () = attend(entry, ends, ATTEND_INTERVAL_QUEUED) => return Ok(End::Stopped),
@@ -121,6 +123,7 @@ async fn run(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: &Ends) -> Result<End
     };
     let committing = || entry.enter(JobState::Committing);
     tokio::select! {
+        biased;
         ended = Box::pin(copy(start, |run| entry.begin(run), committing)) => ended,
         () = attend(entry, ends, ATTEND_INTERVAL) => Ok(End::Stopped),
     }
@@ -314,6 +317,7 @@ pub(crate) fn keep_rolling_back(
         let mut delay = ROLLBACK_DELAY_FIRST;
         loop {
             tokio::select! {
+                biased;
                 () = engine.crash.cancelled() => return,
                 () = engine.closing.cancelled() => return,
                 () = sleep(delay) => {}

@@ -40,6 +40,7 @@ impl Gate {
     /// Waits for its turn, and until the ceilings let that much pass; `false`: halted first.
     async fn pass(&self, bytes: u64, ops: u64, halt: &CancellationToken) -> bool {
         let _turn = tokio::select! {
+            biased;
             turn = self.turn.lock() => turn,
             () = halt.cancelled() => return false,
         };
@@ -47,6 +48,7 @@ impl Gate {
             match self.path.take(Instant::now().into_std(), bytes, ops) {
                 Take::Granted => return true,
                 Take::At(when) => tokio::select! {
+                    biased;
                     () = sleep_until(when.into()) => {}
                     () = halt.cancelled() => {}
                 },

@@ -20,8 +20,8 @@ mod run;
 mod start;
 mod verify;
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ pub(crate) struct Inner {
     /// Jobs that move bytes at once.
     turns: Semaphore,
     regions: Mutex<BTreeMap<RegionName, Registered>>,
-    live: Mutex<HashMap<JobId, Arc<JobEntry>>>,
+    live: Mutex<BTreeMap<JobId, Arc<JobEntry>>>,
     /// Serialises starts and resumes, so that one job is never started twice.
     starting: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
@@ -417,7 +417,7 @@ impl Inner {
         self.regions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn live(&self) -> MutexGuard<'_, HashMap<JobId, Arc<JobEntry>>> {
+    fn live(&self) -> MutexGuard<'_, BTreeMap<JobId, Arc<JobEntry>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

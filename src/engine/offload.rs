@@ -89,6 +89,7 @@ pub(super) async fn carry(run: &Run, manifest: &Manifest) {
 /// Enters a chunk in the ledger, when that has room.
 async fn take(run: &Run, shared: Written) {
     tokio::select! {
+        biased;
         () = run.ledger.room() => run.ledger.accept_shared(shared),
         () = run.halt.cancelled() => {}
     }

@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::host;
 
 /// How much of a chunk is read and hashed at a time: it stays in a core's L2 cache.
 pub(crate) const PIECE_BYTES: usize = 256 << 10;
@@ -45,7 +46,7 @@ impl Scratch {
 
 type Work = Box<dyn FnOnce(&mut Scratch) + Send>;
 
-/// A fixed number of threads. Dropping it lets them end after what is queued; it does not wait.
+/// A fixed number of threads; in a simulation none, and fibers in their place. Dropping it lets them end after what is queued; it does not wait.
 #[derive(Debug)]
 pub(crate) struct Pool {
     queue: Sender<Work>,
@@ -57,7 +58,7 @@ impl Pool {
     pub(crate) fn start(threads: usize) -> Result<Self> {
         let (queue, work) = unbounded();
         let closed = Arc::new(AtomicBool::new(false));
-        for number in 0..threads {
+        for number in 0..if host::is_simulated() { 0 } else { threads } {
             let work: Receiver<Work> = work.clone();
             let closed = closed.clone();
             thread::Builder::new()
@@ -90,7 +91,13 @@ impl Pool {
             // Nobody waits for the answer when the future was dropped.
             drop(reply.send(done));
         });
-        self.queue.send(work).map_err(|_| Error::new(ErrorKind::Io, "queue work: no threads"))?;
+        if host::is_simulated() {
+            let closed = self.closed.clone();
+            host::spawn_blocking(move || work_on(work, &closed, &mut Scratch::new()));
+        } else {
+            let queued = self.queue.send(work);
+            queued.map_err(|_| Error::new(ErrorKind::Io, "queue work: no threads"))?;
+        }
         match answer.await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(panic)) => Err(Error::new(ErrorKind::Io, told(&*panic))),
@@ -102,9 +109,13 @@ impl Pool {
 fn run(work: &Receiver<Work>, closed: &AtomicBool) {
     let mut scratch = Scratch::new();
     while let Ok(work) = work.recv() {
-        if !closed.load(Relaxed) {
-            work(&mut scratch);
-        }
+        work_on(work, closed, &mut scratch);
+    }
+}
+
+fn work_on(work: Work, closed: &AtomicBool, scratch: &mut Scratch) {
+    if !closed.load(Relaxed) {
+        work(scratch);
     }
 }
 

@@ -1,12 +1,13 @@
 //! The only journal I/O: one file per job, appended to and synced by its owner, watched and voted
 //! on by others.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use crate::chunk::Durable;
 use crate::disk::{Dir, File, LockByte};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, to_u64};
+use crate::host;
 use crate::id::JobId;
 use crate::journal::record::{
     Chain, HEADER_LEN_MAX, Header, MAGIC, PROGRESS_CHUNKS_MAX, Prepared, Record, read_header,
@@ -372,7 +373,7 @@ impl Journal {
     }
 
     fn tail(&self) -> std::sync::MutexGuard<'_, Tail> {
-        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+        host::lock(&self.tail)
     }
 }
 

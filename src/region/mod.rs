@@ -47,6 +47,7 @@ use crate::chunk::{Durable, Sealed, Written};
 use crate::disk::{File, FileSystem};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, ChunkRun};
+use crate::host;
 use crate::id::{ImageId, JobId};
 use crate::job::{Fingerprint, JobSpec, Progress};
 use crate::manifest::Manifest;
@@ -395,7 +396,7 @@ pub(crate) fn blocking<'a, T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> BoxFuture<'a, Result<T>> {
     Box::pin(async move {
-        match tokio::task::spawn_blocking(work).await {
+        match host::spawn_blocking(work).await {
             Ok(result) => result,
             Err(error) => Err(Error::new(ErrorKind::Io, "run file work").because(error)),
         }

@@ -26,6 +26,7 @@ use crate::manifest::Manifest;
 use crate::region::{Outcome, Region, Restored, Source, Target, Vote};
 use crate::seal::{Seal, digest_of, is_zero, seal};
 
+pub use crate::disk::sim::{Action, Entered, Failure, Faults, Process, Rng, Simulation};
 pub use hooked::{Hook, Hooked, Point, When};
 pub use taker::Taker;
 

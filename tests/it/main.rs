@@ -16,6 +16,7 @@ mod places;
 mod remains;
 mod scale;
 mod shapes;
+mod sim;
 mod source;
 mod space;
 mod verify;

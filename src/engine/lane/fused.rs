@@ -1,7 +1,7 @@
 //! A chunk under way in the local lane: read, looked through for zeros, hashed and passed on to be
 //! written, piece by piece.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use crate::chunk::{Digest, Written};
 use crate::engine::pool::PIECE_BYTES;

@@ -1,7 +1,8 @@
 //! Neighbouring bytes that were read and hashed, gathered so that they are written in one go.
 
 use std::ops::Range;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use crate::engine::progress::Counters;
 use crate::error::{Error, Result};

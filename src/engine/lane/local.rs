@@ -2,7 +2,8 @@
 //! in its cache.
 
 use std::sync::Arc;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use crate::chunk::Written;
 use crate::engine::pool::{PIECE_BYTES, Scratch};

@@ -68,6 +68,7 @@ async fn work(
 ) -> Result<()> {
     loop {
         tokio::select! {
+            biased;
             () = run.ledger.room() => {}
             () = run.halt.cancelled() => {}
         }

@@ -60,7 +60,7 @@ async fn copy_chunk(run: &Arc<Run>, index: ChunkIndex) -> Result<()> {
     let sealed = run
         .pool
         .run(move |_| {
-            let began = std::time::Instant::now();
+            let began = Instant::now();
             let sealed = seal(geometry, index, data);
             counters.stalled(Stall::Seal, began.elapsed());
             sealed

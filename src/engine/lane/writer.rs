@@ -1,7 +1,9 @@
 //! How the local lane writes: in large blocks, past the page cache for as long as that is faster.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::disk::File;
 use crate::engine::pool::{PIECE_BYTES, SCRATCH_ALIGNMENT, WINDOW_BYTES};

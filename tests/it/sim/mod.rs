@@ -1,0 +1,7 @@
+//! The engine on a simulated host: random lives, and one fault at every call.
+
+mod host;
+mod life;
+mod oracle;
+mod points;
+mod random;
