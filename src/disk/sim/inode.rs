@@ -85,6 +85,8 @@ pub(super) struct Inode {
     pub(super) locks: BTreeMap<u64, u64>,
     pub(super) flock: Option<u64>,
     pub(super) is_linked: bool,
+    /// Its room was given back: nobody can get at it any more.
+    pub(super) is_freed: bool,
     pub(super) open_count: u32,
     /// It holds an image's bytes: the only ones that a device may store wrongly.
     pub(super) is_data: bool,
@@ -105,6 +107,7 @@ impl Inode {
             locks: BTreeMap::new(),
             flock: None,
             is_linked: true,
+            is_freed: false,
             open_count: 0,
             is_data: false,
         }

@@ -19,10 +19,16 @@ struct Change {
     /// The name that comes.
     come: Option<(u64, String)>,
     inode: u64,
+    /// What it took the name from.
+    replaced: Option<u64>,
     removes_dir: bool,
 }
 
 impl Change {
+    fn is_about(&self, inode: u64) -> bool {
+        self.inode == inode || self.replaced == Some(inode)
+    }
+
     /// Whether `later` cannot be durable without this.
     fn is_needed_by(&self, later: &Self) -> bool {
         let mut names = self.gone.iter().chain(&self.come);
@@ -117,6 +123,7 @@ impl Volume {
             gone: None,
             come: Some((dir, name.to_owned())),
             inode: number,
+            replaced: None,
             removes_dir: false,
         };
         self.change(change)?;
@@ -147,6 +154,7 @@ impl Volume {
             gone: Some((dir, name.to_owned())),
             come: None,
             inode: number,
+            replaced: None,
             removes_dir: is_dir,
         };
         self.change(change)?;
@@ -172,6 +180,7 @@ impl Volume {
             gone: Some((from_dir, from.to_owned())),
             come: Some((to_dir, to.to_owned())),
             inode: number,
+            replaced: there,
             removes_dir: false,
         };
         self.change(change)?;
@@ -197,16 +206,19 @@ impl Volume {
     /// removal is durable.
     pub(super) fn reap(&mut self, number: u64) {
         let Some(inode) = self.inodes.get_mut(&number) else { return };
-        if inode.is_linked || inode.open_count > 0 {
+        if inode.is_linked || inode.open_count > 0 || inode.is_freed {
             return;
         }
-        if inode.kind != Kind::Dir {
-            inode.set_len(0, &mut self.room);
-            let freed = inode.page_count();
-            self.room.used -= freed;
-        }
-        self.room.used = self.room.used.saturating_sub(1);
-        if !self.pending.iter().any(|change| change.inode == number) {
+        // What it held comes back with its name, if power loss undoes the removal.
+        inode.is_freed = true;
+        self.room.used = self.room.used.saturating_sub(1 + inode.page_count());
+        self.forget(number);
+    }
+
+    /// Forgets a file that is gone for good.
+    fn forget(&mut self, number: u64) {
+        let is_freed = self.inodes.get(&number).is_some_and(|inode| inode.is_freed);
+        if is_freed && !self.pending.iter().any(|change| change.is_about(number)) {
             self.inodes.remove(&number);
             self.free.insert(number);
         }
@@ -234,6 +246,7 @@ impl Volume {
             self.need(later, &mut wanted);
         }
         let pending = std::mem::take(&mut self.pending);
+        let mut settled = Vec::new();
         for (change, wanted) in pending.into_iter().zip(wanted) {
             if !wanted {
                 self.pending.push(change);
@@ -249,14 +262,10 @@ impl Volume {
             {
                 inode.durable_entries.insert(name.clone(), change.inode);
             }
-            let left = self.inodes.get(&change.inode);
-            if left.is_some_and(|inode| !inode.is_linked && inode.open_count == 0)
-                && !self.pending.iter().any(|other| other.inode == change.inode)
-            {
-                self.inodes.remove(&change.inode);
-                self.free.insert(change.inode);
-            }
+            settled.push(change.inode);
+            settled.extend(change.replaced);
         }
+        settled.into_iter().for_each(|number| self.forget(number));
     }
 
     fn need(&self, later: usize, wanted: &mut [bool]) {
@@ -300,7 +309,7 @@ impl Volume {
             let Some(inode) = self.inodes.get_mut(&number) else { continue };
             reached.insert(number);
             inode.crash(keep_per_cent, rng);
-            inode.is_linked = true;
+            (inode.is_linked, inode.is_freed) = (true, false);
             inode.entries = inode.durable_entries.clone();
             next.extend(inode.entries.values().copied());
         }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
-use std::thread;
 use std::time::Duration;
+use std::{env, thread};
 
 use blockferry::id::JobId;
 use blockferry::options::Limits;
@@ -39,6 +39,8 @@ const FAILURES: [Action; 7] = [
     Action::FailFrom(Failure::NoSpace),
     Action::FailFrom(Failure::Short),
 ];
+/// Of all pairs, the default suite tries one in so many.
+const PAIR_STEP: usize = 16;
 /// What a crash is where pairs of them are tried.
 const CRASHES: [Action; 3] = [Action::KillAfter, Action::PowerAfter(0), Action::PowerAfter(100)];
 
@@ -358,21 +360,23 @@ fn a_cancel_or_a_drop_at_any_call_breaks_no_promise() {
 
 #[test]
 fn a_crash_during_the_recovery_from_any_crash_breaks_no_promise() {
-    let pairs = AtomicU64::new(0);
     let mut points = Vec::new();
     for scenario in [Scenario::Copy, Scenario::Commit, Scenario::Cancel] {
         for call in 0..calls_of(scenario).0 {
             for first in CRASHES {
                 let calls = recovery_calls(scenario, (call, first));
-                pairs.fetch_add(calls, Relaxed);
                 let seconds = (0..calls).map(|second| (second, first));
                 points
                     .extend(seconds.map(|second| (scenario, Doing::Twice((call, first), second))));
             }
         }
     }
-    assert_eq!(u64::try_from(points.len()), Ok(pairs.load(Relaxed)));
-    told("crash at every call of the recovery from a crash at every call", &all(&points));
+    let pairs = points.len();
+    if env::var("BLOCKFERRY_SIM_PAIRS").is_err() {
+        points = points.into_iter().step_by(PAIR_STEP).collect();
+    }
+    eprintln!("enumeration, pairs: {} of {pairs}", points.len());
+    told("crash during the recovery from a crash", &all(&points));
 }
 
 /// How many calls it takes to open an engine and recover after that crash.
