@@ -34,6 +34,13 @@ impl Dir {
             !above.as_os_str().is_empty() && retry_on_intr(|| sys::stat(above)).is_err()
         };
         let missing: Vec<&Path> = path.ancestors().take_while(|above| is_missing(above)).collect();
+        // Whoever made the last one that is there may have died before its sync.
+        let last = path.ancestors().nth(missing.len()).and_then(Path::parent);
+        if let Some(above) = last
+            && let Ok(above) = Self::open_path(above)
+        {
+            above.sync()?;
+        }
         // Order: from the top, so that what is durable hangs on what is.
         for made in missing.into_iter().rev() {
             match retry_on_intr(|| sys::make_dir(made, 0o700)) {
