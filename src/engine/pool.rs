@@ -46,7 +46,8 @@ impl Scratch {
 
 type Work = Box<dyn FnOnce(&mut Scratch) + Send>;
 
-/// A fixed number of threads; in a simulation none, and fibers in their place. Dropping it lets them end after what is queued; it does not wait.
+/// A fixed number of threads; in a simulation none, and fibers in their place. Dropping it lets
+/// them end after what is queued; it does not wait.
 #[derive(Debug)]
 pub(crate) struct Pool {
     queue: Sender<Work>,

@@ -158,7 +158,13 @@ impl Region for FileRegion {
     }
 
     fn job(&self, job: JobId) -> BoxFuture<'_, Result<Option<StagedJob>>> {
-        self.with(move |store, _| store.job(job))
+        // Stages of all files of a folder lie side by side. Of another file's job this region would
+        // tell by its own file how it ended.
+        self.with(move |store, name| {
+            let staged = store.job(job)?;
+            let ours = name.is_empty() || store.name_of(job)?.is_none_or(|of| of == name);
+            Ok(staged.filter(|_| ours))
+        })
     }
 
     fn cancel<'a>(&'a self, job: JobId, image: &'a ImageId) -> BoxFuture<'a, Result<Vote>> {
@@ -175,5 +181,24 @@ impl Region for FileRegion {
 
     fn recover(&self, only: Option<JobId>) -> BoxFuture<'_, Result<Vec<Recovered>>> {
         self.with(move |store, _| store.recover(only))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::sample_spec;
+
+    #[tokio::test]
+    async fn a_job_is_told_by_the_region_of_its_own_file_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| FileRegion::open_path(temp.path().join(name), temp.path()).unwrap();
+        let (spec, ours, other) = (sample_spec(), at("t.raw"), at("s.raw"));
+        let stage = ours.stage(&spec).await.unwrap();
+        assert!(other.job(spec.job).await.unwrap().is_none());
+        assert_eq!(ours.job(spec.job).await.unwrap().unwrap().spec, spec);
+        let folder = FileRegion::in_folder(temp.path()).unwrap();
+        assert_eq!(folder.job(spec.job).await.unwrap().unwrap().spec, spec);
+        drop(stage);
     }
 }

@@ -359,7 +359,7 @@ impl StageStore {
     }
 
     /// The name that a staged job is to publish; `None` when it has no valid header.
-    fn name_of(&self, job: JobId) -> Result<Option<String>> {
+    pub(crate) fn name_of(&self, job: JobId) -> Result<Option<String>> {
         if let Some(name) = self.names().get(&job) {
             return Ok(Some(name.clone()));
         }
