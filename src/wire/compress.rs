@@ -170,7 +170,8 @@ mod tests {
     proptest! {
         #[test]
         fn chunks_come_back(seed in any::<u8>(), len in 256_usize..70_000, level in 1_i32..5) {
-            let chunk: Vec<u8> = (0..len).map(|at| seed.wrapping_add((at / 97).to_le_bytes()[0])).collect();
+            let byte = |at: usize| seed.wrapping_add((at / 97).to_le_bytes()[0]);
+            let chunk: Vec<u8> = (0..len).map(byte).collect();
             let frame = Packer::new(level).unwrap().pack(&chunk).unwrap();
             prop_assume!(frame.is_some());
             let mut back = vec![0; len];

@@ -360,3 +360,6 @@ impl Message {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,9 +13,9 @@ use super::{Bounds, Link, LinkId, Pace};
 /// One connection until it belongs to a session.
 ///
 /// ```text
-/// dialled:  Hailing ── hello ──► Agreed ── query, cancel ⇄ answers ── into_link ──► a machine
-/// listening: Waiting ── hello ──► Agreed ── query, cancel ⇄ answers ── opener, into_link ──► a machine
-///               └────────── any breach of the rules, or too late ──► Closed
+/// dialled:   Hailing ── hello ──► Agreed ── (query, cancel ⇄ answers) ──► a machine
+/// listening: Waiting ── hello ──► Agreed ── (the same) ── opener ──► Opened ──► a machine
+///            any ── breach of the rules, or too late ──► Closed
 /// ```
 ///
 /// The side that dialled speaks first. Both ends have [`Pace::greeting_max`] to agree, and the side
@@ -113,9 +113,9 @@ impl Greeting {
     }
 
     /// What the next frame must be like.
-    pub fn expect(&self) -> Expect {
+    pub fn expects(&self) -> Expect {
         match &self.state {
-            State::Agreed(link) | State::Opened(link) => link.expect(),
+            State::Agreed(link) | State::Opened(link) => link.expects(),
             State::Hailing | State::Waiting | State::Closed => Expect::hello(),
         }
     }

@@ -64,7 +64,7 @@ impl Link {
     }
 
     /// What its frames must be like.
-    pub fn expect(&self) -> Expect {
+    pub fn expects(&self) -> Expect {
         Expect::agreed(self.agreed.version, self.agreed.chunk_bytes_max)
     }
 
@@ -104,6 +104,9 @@ impl Link {
             return Err(Error::new(ErrorKind::Invalid, action));
         }
         self.last_came = frame.id;
+        if frame.kind == Kind::Ping {
+            return Ok(());
+        }
         self.owed.insert(frame.id);
         if self.owed.len() > self.bounds.requests_max {
             return Err(Error::new(ErrorKind::Invalid, "take more requests than are allowed"));

@@ -96,9 +96,10 @@ impl Receiver {
         grant.in_hand_bytes += cost_bytes;
         let content = Expected::Chunk(chunk.index, chunk.digest);
         let (geometry, held) = (image.geometry, image.table.digest(chunk.index));
+        let is_declined = self.on_demand && !image.wanted.holds(chunk.index);
         let ticket = self.take_in_hand(link, id, cost_bytes, content, vec![run]);
-        // Sent again after its first link was lost: the target has it.
-        if held == Some(Some(chunk.digest)) && !self.on_demand {
+        // Sent again after its first link was lost: the target has it. Or nobody wants it any more.
+        if is_declined || (held == Some(Some(chunk.digest)) && !self.on_demand) {
             return self.acknowledge(ticket);
         }
         self.fulfil(&[run]);
@@ -218,6 +219,14 @@ impl Receiver {
             link.reply(in_hand.id, reply)?;
         }
         self.grant();
+        if self.seal.is_some() && self.in_hand.is_empty() { self.settle_seal() } else { Ok(()) }
+    }
+
+    /// A seal waited for this. Chunks that were refused are missing now: the sender is told.
+    fn settle_seal(&mut self) -> Result<()> {
+        if let Err(error) = self.commit() {
+            self.fail(error);
+        }
         Ok(())
     }
 
@@ -250,7 +259,8 @@ impl Image {
         if !runs.iter().all(|run| self.geometry.holds(*run)) {
             return Err(Error::new(ErrorKind::Invalid, "take a chunk outside the image"));
         }
-        if on_demand && !runs.iter().all(|run| self.wanted.covers(*run)) {
+        let awaited = |index| self.wanted.holds(index) || self.declined.holds(index);
+        if on_demand && !runs.iter().flat_map(|run| run.iter()).all(awaited) {
             return Err(Error::new(ErrorKind::Invalid, "take a chunk that nobody wants"));
         }
         Ok(())

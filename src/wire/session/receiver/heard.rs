@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use crate::chunk::Digest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::ChunkRun;
 use crate::manifest::Manifest;
 use crate::plan::Extent;
 use crate::wire::frame::Frame;
@@ -107,10 +108,16 @@ impl Receiver {
     }
 
     fn sealed(&mut self, id: u64, root: Digest) -> Result<()> {
+        self.become_state(ReceiverState::Deciding);
+        self.seal = Some((id, root));
+        self.commit()
+    }
+
+    /// Has the image committed once nothing of it is in the driver's hands: a chunk that came
+    /// twice may be written still, and nothing is written after a commit.
+    pub(super) fn commit(&mut self) -> Result<()> {
         let (Some(image), Some((_, begin))) = (&self.image, &self.begin) else { return Ok(()) };
-        if !self.in_hand.is_empty() {
-            return Err(Error::new(ErrorKind::Invalid, "seal an image that is still on its way"));
-        }
+        let Some((_, root)) = self.seal.filter(|_| self.in_hand.is_empty()) else { return Ok(()) };
         let Some(table) = image.table.clone().finish() else {
             return Err(Error::new(ErrorKind::Invalid, "seal an image: chunks are missing"));
         };
@@ -119,8 +126,6 @@ impl Receiver {
         if manifest.root() != root || image.root.is_some_and(|announced| announced != root) {
             return Err(Error::new(ErrorKind::Corrupt, "seal an image: its root is another"));
         }
-        self.become_state(ReceiverState::Deciding);
-        self.seal = Some(id);
         self.events.push_back(ReceiverEvent::Commit(Box::new(manifest)));
         Ok(())
     }
@@ -163,6 +168,9 @@ impl Receiver {
         }
         let want = self.wants.remove(&id);
         if let (Some(run), Some(image)) = (want, &mut self.image) {
+            for index in run.iter().filter(|index| image.wanted.holds(*index)) {
+                image.declined.insert(ChunkRun::new(index, 1));
+            }
             image.wanted.remove(run);
         }
         if want.is_none() && self.asks.remove(&id).is_none() {

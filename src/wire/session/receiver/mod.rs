@@ -171,7 +171,7 @@ pub struct Receiver {
     /// What the driver has in hand.
     in_hand: BTreeMap<u64, InHand>,
     /// Who is told of the decision.
-    seal: Option<u64>,
+    seal: Option<(u64, Digest)>,
     cancel: Option<u64>,
     asks: BTreeMap<u64, Ask>,
     wants: BTreeMap<u64, ChunkRun>,
@@ -190,6 +190,8 @@ struct Image {
     /// Durable, and not told yet.
     durable: ChunkSet,
     wanted: ChunkSet,
+    /// Wanted, and declined: they may be under way all the same.
+    declined: ChunkSet,
     held: Option<Telling>,
     base_telling: Option<Telling>,
     data_bytes: u64,
@@ -300,7 +302,10 @@ impl Receiver {
                 image.base = base;
             }
             // A fetch: the token came with the offer, and the sender need not know what is held.
-            None => image.held = None,
+            None => {
+                image.ready = true;
+                self.links.control()?.notice(&Message::Ready { data_bytes: 0 })?;
+            }
         }
         self.become_state(ReceiverState::Receiving);
         self.grant();
@@ -353,8 +358,8 @@ impl Receiver {
     }
 
     /// What the next frame on that link must be like; `None` when it is no link of this session.
-    pub fn expect(&self, link: LinkId) -> Option<Expect> {
-        self.links.iter().find(|(known, _)| known.id() == link).map(|(known, _)| known.expect())
+    pub fn expects(&self, link: LinkId) -> Option<Expect> {
+        self.links.iter().find(|(known, _)| known.id() == link).map(|(known, _)| known.expects())
     }
 
     /// The next event.
@@ -440,6 +445,7 @@ impl Image {
             base: None,
             durable: ChunkSet::new(chunk_count),
             wanted: ChunkSet::new(chunk_count),
+            declined: ChunkSet::new(chunk_count),
             held: None,
             base_telling: None,
             data_bytes: 0,

@@ -74,7 +74,7 @@ impl Receiver {
         if !matches!(self.state, ReceiverState::Receiving | ReceiverState::Deciding) {
             return Err(Error::new(ErrorKind::Invalid, "decide what is over"));
         }
-        let asked: Vec<u64> = self.seal.take().into_iter().chain(self.cancel.take()).collect();
+        let asked: Vec<u64> = self.asked();
         let control = self.links.control()?;
         if asked.is_empty() {
             control.notice(&Message::Decision(decision))?;
@@ -86,9 +86,15 @@ impl Receiver {
         Ok(())
     }
 
+    /// The requests that wait for a decision.
+    fn asked(&mut self) -> Vec<u64> {
+        let seal = self.seal.take().map(|(id, _)| id);
+        seal.into_iter().chain(self.cancel.take()).collect()
+    }
+
     /// It could not be decided: the stage is kept, and the session is over.
     pub fn not_decided(&mut self, error: Error) {
-        let asked: Vec<u64> = self.seal.take().into_iter().chain(self.cancel.take()).collect();
+        let asked: Vec<u64> = self.asked();
         let refusal = Message::Error(Refusal::new(&error));
         for id in asked {
             // A lost link is found out by a query.

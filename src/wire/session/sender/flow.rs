@@ -150,7 +150,7 @@ impl Sender {
         self.check_sending()?;
         self.last_item += 1;
         let item = Item(self.last_item);
-        let id = self.control_request(&Message::Sync, now)?;
+        let id = self.control_request(&Message::Sync, KEPT_OF_SYNCS, now)?;
         self.syncs.insert(id, item);
         Ok(item)
     }
@@ -165,7 +165,7 @@ impl Sender {
         if flying || !self.queue.is_empty() || self.on_demand {
             return Err(Error::new(ErrorKind::Invalid, "seal an image that is still on its way"));
         }
-        self.control_request(&Message::Seal { root }, now)?;
+        self.control_request(&Message::Seal { root }, 1, now)?;
         self.become_state(SenderState::Deciding);
         Ok(())
     }
@@ -179,7 +179,7 @@ impl Sender {
         let Some(name) = self.name.clone().filter(|_| !self.state.is_final()) else {
             return Err(Error::new(ErrorKind::Invalid, "cancel what is over, or not a job"));
         };
-        self.control_request(&Message::Cancel(name), now)?;
+        self.control_request(&Message::Cancel(name), 0, now)?;
         self.queue.clear();
         if self.state != SenderState::Deciding {
             self.become_state(SenderState::Deciding);
@@ -187,9 +187,9 @@ impl Sender {
         Ok(())
     }
 
-    fn control_request(&mut self, message: &Message, now: Instant) -> Result<u64> {
+    fn control_request(&mut self, message: &Message, kept: usize, now: Instant) -> Result<u64> {
         let control = self.links.control()?;
-        if control.free_requests() == 0 {
+        if control.free_requests() <= kept {
             return Err(Error::new(ErrorKind::Busy, "ask more than is allowed at a time"));
         }
         Ok(control.request(message, now))
@@ -264,7 +264,7 @@ impl Sender {
             Load::Zeroes(_) | Load::Same(_) => 0,
         };
         let (connection, flow) = self.links.get(link)?;
-        if !flow.joined || flow.credit_bytes < cost || connection.free_requests() == 0 {
+        if !flow.joined || flow.credit_bytes < cost || connection.free_requests() <= KEPT_OF_LOADS {
             return None;
         }
         flow.credit_bytes -= cost;
@@ -274,6 +274,11 @@ impl Sender {
         Some(packet)
     }
 }
+
+/// Requests that chunks leave free, so that a sync, a seal and a cancel can always be made.
+const KEPT_OF_LOADS: usize = 3;
+/// Requests that syncs leave free.
+const KEPT_OF_SYNCS: usize = 2;
 
 impl Load {
     fn message(&self) -> Message {

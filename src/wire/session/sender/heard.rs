@@ -45,6 +45,11 @@ impl Sender {
             (Message::Begun(begun), SenderState::Opening) if !self.on_demand => self.begun(begun),
             (Message::Held(piece), SenderState::Learning) => take_piece(&mut self.held, &piece)?,
             (Message::Table(piece), SenderState::Learning) => self.told_base(&piece)?,
+            // Cancelled before the receiver was ready: what it holds matters no more.
+            (
+                Message::Begun(_) | Message::Held(_) | Message::Table(_) | Message::Ready { .. },
+                SenderState::Deciding,
+            ) => {}
             (Message::Ready { data_bytes }, SenderState::Learning) => self.ready(data_bytes)?,
             (Message::Ready { .. }, SenderState::Opening) if self.on_demand => self.ready(0)?,
             (Message::Durable(runs), SenderState::Sending | SenderState::Deciding) => {
@@ -62,10 +67,7 @@ impl Sender {
     fn begun(&mut self, begun: Begun) {
         self.token = Some(begun.token);
         self.base = begun.base.then(|| TableBuilder::new(self.geometry));
-        // Kept alive for what a cancel may have made of it meanwhile.
-        if self.state == SenderState::Opening {
-            self.become_state(SenderState::Learning);
-        }
+        self.become_state(SenderState::Learning);
     }
 
     fn told_base(&mut self, piece: &Piece) -> Result<()> {

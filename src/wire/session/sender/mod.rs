@@ -26,8 +26,9 @@ pub use rest::Rest;
 /// Where a [`Sender`] stands.
 ///
 /// ```text
-/// push:  Opening ── begun ──► Learning ── ready ──► Sending ── seal, cancel ──► Deciding ── decision ──► Decided
+/// push:  Opening ── begun ──► Learning ── ready ──► Sending ── seal, cancel ──► Deciding
 /// offer: Opening ─────────────────────── ready ──► Sending
+///        Opening, Learning ── cancel ──► Deciding ── decision ──► Decided
 ///        any ── breach, error, control link lost, offer's end ──► Closed        (before Decided)
 ///        Opening, Learning, Sending ── decided by others ──► Decided
 /// ```
@@ -303,8 +304,8 @@ impl Sender {
     }
 
     /// What the next frame on that link must be like; `None` when it is no link of this session.
-    pub fn expect(&self, link: LinkId) -> Option<Expect> {
-        self.links.iter().find(|(known, _)| known.id() == link).map(|(known, _)| known.expect())
+    pub fn expects(&self, link: LinkId) -> Option<Expect> {
+        self.links.iter().find(|(known, _)| known.id() == link).map(|(known, _)| known.expects())
     }
 
     /// The next event.
