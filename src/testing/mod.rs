@@ -3,6 +3,8 @@
 //! Feature `testing`. A region is done when [`conformance`] passes on it.
 
 mod endings;
+#[cfg(feature = "peer")]
+pub mod fuzz_wire;
 mod hooked;
 mod recovery;
 mod staging;
