@@ -1,6 +1,5 @@
 //! One machine against a peer whose every frame a fuzzer writes.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -238,6 +237,8 @@ fn greeted(now: Instant) -> Result<(Greeting, Greeting)> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn scripts() -> BTreeMap<u64, Vec<u8>> {
