@@ -22,6 +22,9 @@ pub use solo::{session_receiver, session_sender};
 
 /// Any bytes, cut anywhere: the same frames come out as uncut, and no more is asked for than a
 /// frame at its longest. The first byte says how they are cut.
+///
+/// # Panics
+/// When the reader breaks its word; that is the finding.
 pub fn frame_stream(data: &[u8]) {
     let Some((cut, data)) = data.split_first() else { return };
     let step = usize::from(*cut) + 1;
@@ -58,6 +61,9 @@ fn frames(data: &[u8], step: usize) -> Vec<Frame> {
 
 /// Any bytes as the zstd frame of a chunk: they fill the slice exactly or are refused; and any
 /// bytes as a chunk come back as they were.
+///
+/// # Panics
+/// When the codec breaks its word; that is the finding.
 pub fn zstd_chunk(data: &[u8]) {
     let mut chunk = vec![0; 64 << 10];
     if unpack(data, &mut chunk).is_ok() {

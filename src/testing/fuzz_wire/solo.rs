@@ -29,6 +29,9 @@ const BOUNDS: Bounds = Bounds {
 const PEER: LinkId = LinkId(1);
 
 /// A receiver against a hostile sender: pushed at if the first byte is even, fetching otherwise.
+///
+/// # Panics
+/// When the machine breaks its word; that is the finding.
 pub fn session_receiver(data: &[u8]) {
     let mut dice = Dice::Script(data);
     let broken = receive(&mut dice).err();
@@ -102,6 +105,9 @@ fn attend_receiver(
 }
 
 /// A sender against a hostile receiver.
+///
+/// # Panics
+/// When the machine breaks its word; that is the finding.
 pub fn session_sender(data: &[u8]) {
     let mut dice = Dice::Script(data);
     let broken = send(&mut dice).err();
