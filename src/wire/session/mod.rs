@@ -43,6 +43,8 @@ mod links;
 mod receiver;
 mod sender;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
