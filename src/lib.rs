@@ -107,6 +107,7 @@ pub mod manual;
 pub mod options;
 pub mod plan;
 pub mod region;
+mod sabotage;
 pub mod seal;
 #[cfg(feature = "testing")]
 pub mod testing;

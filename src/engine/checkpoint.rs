@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::geometry::{ByteRange, ChunkRun};
 use crate::job::Stall;
 use crate::region::blocking;
+use crate::sabotage;
 
 /// Makes checkpoints until the ledger is closed and everything in it is on record. Runs of chunks
 /// that became durable go to `verify`. Workers never wait for it.
@@ -26,6 +27,9 @@ pub(crate) async fn keep(
             timeout(interval, run.ledger.due()).await.ok();
         }
         let began = Instant::now();
+        if sabotage::is("D8") {
+            run.target.sync().await?;
+        }
         let awaiting = run.ledger.take();
         if awaiting.is_empty() {
             if closed {
@@ -34,10 +38,15 @@ pub(crate) async fn keep(
             continue;
         }
         // Order: data first, then the record that it is durable.
-        run.target.sync().await?;
+        if !sabotage::is("M2") && !sabotage::is("D8") {
+            run.target.sync().await?;
+        }
         let durable = awaiting.synced();
         run.ledger.synced();
         run.target.checkpoint(&durable).await?;
+        if sabotage::is("M2") {
+            run.target.sync().await?;
+        }
         run.counters.stalled(Stall::Sync, began.elapsed());
         if run.drop_behind {
             drop_pages(run, &durable).await;

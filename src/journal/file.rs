@@ -13,6 +13,7 @@ use crate::journal::record::{
     replay,
 };
 use crate::journal::slot::{self, Control, SLOT_LEN, Slot, SlotKind, Status};
+use crate::sabotage;
 
 /// The journal's name in its stage.
 pub(crate) const JOURNAL: &str = "journal";
@@ -91,7 +92,9 @@ impl Journal {
             return Err(Error::new(ErrorKind::Busy, "own new journal"));
         }
         file.set_len(LOG_AT + RESERVE)?;
-        file.reserve(ByteRange::new(0, LOG_AT + RESERVE))?;
+        if !sabotage::is("M30") {
+            file.reserve(ByteRange::new(0, LOG_AT + RESERVE))?;
+        }
         let (bytes, chain) =
             Chain::new(header.spec.job).seal(&Record::Header(Box::new(header.clone())));
         if bytes.len() > HEADER_LEN_MAX {
@@ -285,7 +288,10 @@ impl Journal {
             tail.reserved = more.end();
         }
         self.file.write_at(tail.end, &bytes)?;
-        self.file.sync_data()?;
+        let is_prepared = matches!(record, Record::Prepared(_));
+        if !(sabotage::is("D2") && is_prepared) {
+            self.file.sync_data()?;
+        }
         tail.poisoned = false;
         (tail.chain, tail.end) = (chain, end);
         Ok(())
@@ -298,7 +304,8 @@ impl Journal {
 
     /// Tries to take the right to decide. It ends when the value is dropped.
     pub(crate) fn try_decide(&self) -> Result<Option<Decision<'_>>> {
-        Ok(self.file.try_lock(DECISION)?.then_some(Decision { journal: self }))
+        let held = self.file.try_lock(DECISION)? || sabotage::is("D3");
+        Ok(held.then_some(Decision { journal: self }))
     }
 
     /// Whether somebody decided to cancel, or was about to: a slot that is not empty counts,
@@ -397,8 +404,11 @@ impl Decision<'_> {
     /// Survives power loss when it returns. Needs no space: the slot was reserved at the start.
     pub(crate) fn cancel(&self) -> Result<()> {
         let sector = slot::seal(SlotKind::Cancel, self.journal.job(), &[]);
+        if sabotage::is("M9") {
+            return Ok(());
+        }
         self.journal.file.write_at(CANCEL_AT, &sector)?;
-        self.journal.file.sync_data()
+        if sabotage::is("D9") { Ok(()) } else { self.journal.file.sync_data() }
     }
 }
 

@@ -16,6 +16,7 @@ use crate::job::JobSpec;
 use crate::journal::{Found, Header, JOURNAL, Journal, Open, Published, Settlement, settle};
 use crate::manifest::Manifest;
 use crate::region::{Recovered, Restored, Settled, StagedJob};
+use crate::sabotage;
 
 pub(crate) use owned::OwnedStage;
 pub(crate) use target::{Held, JournaledTarget, Owned, until_decided};
@@ -157,7 +158,9 @@ impl StageStore {
         };
         inner.sync()?;
         dir.sync()?;
-        parent.sync()?;
+        if !sabotage::is("D1") {
+            parent.sync()?;
+        }
         let header = Header { spec: spec.clone(), name: name.to_owned() };
         let journal = Journal::create(&dir, header)?;
         dir.sync()?;
@@ -298,7 +301,9 @@ impl StageStore {
 
     /// Order: a commit is answered only after both folders are durable, whoever answers.
     fn sync_published(&self, stage: &Stage) -> Result<()> {
-        self.root.sync()?;
+        if !sabotage::is("M3") {
+            self.root.sync()?;
+        }
         stage.dir.sync()
     }
 
@@ -353,7 +358,9 @@ impl StageStore {
     fn remove(&self, parent: &Dir, dir: &Dir, job: JobId) -> Result<()> {
         dir.remove_file(JOURNAL)?;
         parent.remove_dir(&self.folder(job))?;
-        parent.sync()?;
+        if !sabotage::is("M4") {
+            parent.sync()?;
+        }
         self.names().remove(&job);
         Ok(())
     }

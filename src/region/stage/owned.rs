@@ -9,6 +9,7 @@ use crate::id::JobId;
 use crate::journal::{Journal, Prepared, Settlement, settle};
 use crate::manifest::Manifest;
 use crate::region::{Outcome, Restored};
+use crate::sabotage;
 
 use super::{DATA, Held, IMAGE, Layout, MANIFEST, Owned, Stage, StageStore, find_data};
 
@@ -99,13 +100,17 @@ impl OwnedStage {
         }
     }
 
+    fn sync_data(&self) -> Result<()> {
+        if sabotage::is("D12") { Ok(()) } else { self.held.data.sync_all() }
+    }
+
     fn write_manifest(&self, manifest: &Manifest) -> Result<()> {
         // An earlier attempt may have left one behind.
         self.inner.remove_file(MANIFEST)?;
         let file = self.inner.create_file(MANIFEST, 0o600)?;
         manifest.encode_to(&mut file.writer())?;
         file.set_mode(IMAGE_FILE_MODE)?;
-        file.sync_all()
+        if sabotage::is("D10") { Ok(()) } else { file.sync_all() }
     }
 }
 
@@ -130,19 +135,21 @@ impl Owned for OwnedStage {
         let published = match self.store.layout {
             Layout::Images => {
                 self.held.data.set_mode(IMAGE_FILE_MODE)?;
-                self.held.data.sync_all()?;
+                self.sync_data()?;
                 self.write_manifest(manifest)?;
                 self.inner.set_mode(IMAGE_DIR_MODE)?;
                 self.inner.facts()?
             }
             Layout::Files => {
                 self.held.data.set_mode(default_file_mode())?;
-                self.held.data.sync_all()?;
+                self.sync_data()?;
                 self.held.data.facts()?
             }
         };
-        self.inner.sync()?;
-        self.stage.dir.sync()?;
+        if !sabotage::is("D11") {
+            self.inner.sync()?;
+            self.stage.dir.sync()?;
+        }
         // Order: all of the above before the record that says so.
         self.held.journal.append_prepared(Prepared {
             device: published.device,
