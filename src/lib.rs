@@ -109,6 +109,7 @@ pub mod plan;
 pub mod region;
 mod sabotage;
 pub mod seal;
+mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod throttle;

@@ -276,7 +276,7 @@ fn add(one: Verified, other: Verified) -> Verified {
 }
 
 impl Run {
-    fn new(start: Start, restored: Restored) -> Self {
+    pub(crate) fn new(start: Start, restored: Restored) -> Self {
         let geometry = start.spec.geometry;
         let resumed_bytes = restored.data_bytes;
         let restored_runs = held_runs(&restored, geometry.chunk_count());

@@ -140,7 +140,11 @@ impl Device {
 pub(crate) struct LoopDevice(PathBuf);
 
 impl LoopDevice {
-    fn over(folder: &tempfile::TempDir) -> Result<Self, String> {
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn over(folder: &tempfile::TempDir) -> Result<Self, String> {
         let backing = folder.path().join("backing");
         fs::write(&backing, vec![0xaa; 1 << 20]).unwrap();
         let made = Command::new("losetup").args(["--find", "--show"]).arg(&backing).output();

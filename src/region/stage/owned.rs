@@ -10,6 +10,7 @@ use crate::journal::{Journal, Prepared, Settlement, settle};
 use crate::manifest::Manifest;
 use crate::region::{Outcome, Restored};
 use crate::sabotage;
+use crate::sync;
 
 use super::{DATA, Held, IMAGE, Layout, MANIFEST, Owned, Stage, StageStore, find_data};
 
@@ -101,7 +102,7 @@ impl OwnedStage {
     }
 
     fn sync_data(&self) -> Result<()> {
-        if sabotage::is("D12") { Ok(()) } else { self.held.data.sync_all() }
+        sabotage::unless("D12", || self.held.data.sync_all())
     }
 
     fn write_manifest(&self, manifest: &Manifest) -> Result<()> {
@@ -110,7 +111,7 @@ impl OwnedStage {
         let file = self.inner.create_file(MANIFEST, 0o600)?;
         manifest.encode_to(&mut file.writer())?;
         file.set_mode(IMAGE_FILE_MODE)?;
-        if sabotage::is("D10") { Ok(()) } else { file.sync_all() }
+        sabotage::unless("D10", || file.sync_all())
     }
 }
 
@@ -146,10 +147,7 @@ impl Owned for OwnedStage {
                 self.held.data.facts()?
             }
         };
-        if !sabotage::is("D11") {
-            self.inner.sync()?;
-            self.stage.dir.sync()?;
-        }
+        sabotage::unless("D11", || self.inner.sync().and_then(|()| self.stage.dir.sync()))?;
         // Order: all of the above before the record that says so.
         self.held.journal.append_prepared(Prepared {
             device: published.device,
@@ -168,6 +166,7 @@ impl Owned for OwnedStage {
             }
             None => {
                 let (payload, name) = (self.store.payload(), &self.held.journal.header().name);
+                sync::point();
                 // The decision: one rename that replaces nothing.
                 self.stage.dir.rename_no_replace(payload, &self.store.root, name).map_err(
                     |error| error.hint("move what is there out of the way, then resume"),

@@ -155,10 +155,10 @@ impl<O: Owned> Target for JournaledTarget<O> {
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<()>> {
-        self.with(|owned| match owned.held().data.sync_data() {
-            _ if sabotage::is("M1") => Ok(()),
-            Err(_) if sabotage::is("M5") => owned.held().data.sync_data(),
-            synced => synced,
+        self.with(|owned| {
+            let sync = || owned.held().data.sync_data();
+            let again = |error| if sabotage::is("M5") { sync() } else { Err(error) };
+            sabotage::unless("M1", || sync().or_else(again))
         })
     }
 
@@ -170,9 +170,7 @@ impl<O: Owned> Target for JournaledTarget<O> {
     fn read_back(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>> {
         self.with(move |owned| {
             let data = &owned.held().data;
-            if !sabotage::is("M8") {
-                data.evict(range)?;
-            }
+            sabotage::unless("M8", || data.evict(range))?;
             let mut buffer = vec![0; to_usize(range.len)];
             let count = data.read_at(range.offset, &mut buffer)?;
             // A stage that is too short does not verify.

@@ -43,9 +43,7 @@ impl StageStore {
         let first = match settle(self.found(&stage, &journal)?) {
             Settlement::FinishCommit => {
                 drop(decision);
-                if !sabotage::is("D7") {
-                    self.sync_published(&stage)?;
-                }
+                sabotage::unless("D7", || self.sync_published(&stage))?;
                 if journal.try_own()? {
                     self.remove(&stage.parent, &stage.dir, job)?;
                 }
@@ -73,8 +71,8 @@ impl StageStore {
             Some(dir) => read_manifest(&dir)?.is_some_and(|manifest| manifest.job() == Some(job)),
             None => false,
         };
-        if ours && !sabotage::is("D7") {
-            self.root.sync()?;
+        if ours {
+            sabotage::unless("D7", || self.root.sync())?;
         }
         Ok(Some(if ours { Vote::Committed } else { Vote::Unknown }))
     }
