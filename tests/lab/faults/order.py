@@ -5,8 +5,8 @@ Real file systems make more durable than they are asked to: a sync of one folder
 of all others along. So a crash on them cannot show that a sync is missing. Here the real command
 runs under strace, and each law is looked up in the trace: what has to be synced before what.
 
-Images and plain files; a copy, a cancel, and a cancel that comes too late, before and after the
-clean-up. FERRY names another binary to try.
+Images and plain files; a copy, a cancel, a sync that fails, and a cancel that comes too late,
+before and after the clean-up. FERRY names another binary to try.
 """
 
 import random
@@ -229,12 +229,19 @@ class Lab:
         self.tally.note(f"copy, plain={plain}", laws.wrong)
         return place, client
 
-    def cancel(self, plain):
+    def half_way(self, plain):
+        """A copy whose process was killed half way, and its stage."""
         place, client = self.fresh(plain)
         process = client.copy("--rate", "512KiB/s")
         time.sleep(0.5)
         process.kill()
         client.end(process)
+        self.ferry.run("limit", client.job, "--rate", "none")
+        stage = f".blockferry-{client.job}" if plain else f".blockferry/stage/{client.job}"
+        return place, client, place.root / stage
+
+    def cancel(self, plain):
+        place, client, _ = self.half_way(plain)
         laws = self.traced(place, lambda strace: client.cancel(before=strace))
         laws.cancel()
         laws.gone()
@@ -242,14 +249,7 @@ class Lab:
 
     def cancel_too_late(self, plain):
         """The image is published, but its owner was killed before it could say so."""
-        place, client = self.fresh(plain)
-        process = client.copy("--rate", "512KiB/s")
-        time.sleep(0.5)
-        process.kill()
-        client.end(process)
-        self.ferry.run("limit", client.job, "--rate", "none")
-        stage = place.root / (
-            f".blockferry-{client.job}" if plain else f".blockferry/stage/{client.job}")
+        place, client, stage = self.half_way(plain)
         kill = ["strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=unlinkat",
                 "-e", "inject=unlinkat:signal=KILL:when=1", "-P", str(stage)]
         self.ferry.run("resume", client.job, before=kill)
@@ -260,6 +260,21 @@ class Lab:
             laws.published(laws.trace.calls[0])
             laws.gone()
         self.tally.note(f"cancel after the rename, plain={plain}", laws.wrong)
+
+    def failed_sync(self, plain):
+        """What a sync that has failed did lose nobody knows: it is not tried again, and nothing is
+        built on it."""
+        place, client, stage = self.half_way(plain)
+        data = stage / "data" if plain else stage / "image" / "data"
+        fail = ["strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=fdatasync",
+                "-e", "inject=fdatasync:error=EIO:when=1", "-P", str(data)]
+        code, said = self.ferry.run("resume", client.job, before=fail)
+        wrong = [] if code == 1 and not place.visible() else [f"exit code {code}, {said}"]
+        # A new attempt does not build on it either.
+        code, said = self.ferry.run("resume", client.job)
+        if code != 0 or place.wrong(self.source.read_bytes()):
+            wrong.append(f"the next attempt: exit code {code}, {said}")
+        self.tally.note(f"a sync that fails, plain={plain}", wrong)
 
     def cancel_of_an_image(self):
         """The stage is gone as well: the image answers, and whoever reads that syncs its name."""
@@ -277,8 +292,9 @@ def main():
             lab.copy(plain)
             lab.cancel(plain)
             lab.cancel_too_late(plain)
+            lab.failed_sync(plain)
         lab.cancel_of_an_image()
-        lab.tally.finish("order: copies, cancels, and cancels that came too late")
+        lab.tally.finish("order: copies, cancels, failed syncs, cancels that came too late")
 
 
 if __name__ == "__main__":
