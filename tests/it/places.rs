@@ -135,6 +135,9 @@ impl Device {
     }
 }
 
+/// The right to use loop devices: whoever looks for a free one disturbs those who use theirs.
+pub(crate) static LOOP_DEVICES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// A loop device, detached when dropped.
 #[derive(Debug)]
 pub(crate) struct LoopDevice(PathBuf);

@@ -11,7 +11,7 @@ use blockferry::options::{CopyOptions, Verify};
 use blockferry::region::FileRegion;
 use tokio::time::Instant;
 
-use crate::places::{LoopDevice, skipped};
+use crate::places::{LOOP_DEVICES, LoopDevice, skipped};
 use crate::world::{
     KIB, MIB, World, allocated, assert_same, b3sum, committed, content, ended, image, noise,
     region, request,
@@ -178,8 +178,9 @@ async fn every_shape_arrives_in_large_chunks() {
 /// The device holds 0xaa from end to end: a zero that is not written shows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_stale_byte_stays_on_a_device_where_the_source_has_zeros() {
-    let folder = tempfile::tempdir().unwrap();
+    let _alone = LOOP_DEVICES.lock().await;
     for pattern in PATTERNS {
+        let folder = tempfile::tempdir().unwrap();
         let device = match LoopDevice::over(&folder) {
             Ok(device) => device,
             Err(why) => return skipped(why),
