@@ -6,7 +6,7 @@
 //! | [`operating`] | those who run it: folders, modes, crashes, cancel, limits, memory, exit codes |
 //! | [`formats`] | those who read its bytes: journal, manifest, job record, digests |
 //! | [`performance`] | those who ask how fast it is, and why it works as it does: figures, what was tried, what was dropped |
-//! | [`testing`] | those who ask how it is proved: layers, counts, figures, and what is not covered |
+//! | [`testing`] | those who ask why any of this should be believed: what is tried, how often, and what is not |
 //! | [`architecture`] | those who change it: the corridor, the rooms, who may know whom |
 
 #[doc = include_str!("architecture.md")]
