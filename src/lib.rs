@@ -108,7 +108,9 @@ pub mod manual;
 pub mod options;
 pub mod plan;
 pub mod region;
+mod sabotage;
 pub mod seal;
+mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod throttle;

@@ -13,6 +13,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::{Facts, File, facts_of_fd, hostile, io};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sabotage;
 
 /// An open folder. Names are resolved beneath it and never through a symbolic link.
 #[derive(Debug)]
@@ -57,8 +58,9 @@ impl Dir {
         // Not O_NOFOLLOW: it would let the link itself be opened, and blame what is not a folder
         // instead of the link. BENEATH refuses every link, the last one too.
         let flags = flags | OFlags::CLOEXEC;
+        let beneath = if sabotage::is("M26") { ResolveFlags::empty() } else { BENEATH };
         retry_on_intr(|| {
-            rustix::fs::openat2(&self.0, name, flags, Mode::from_raw_mode(mode), BENEATH)
+            rustix::fs::openat2(&self.0, name, flags, Mode::from_raw_mode(mode), beneath)
         })
     }
 
@@ -184,8 +186,9 @@ impl Dir {
     /// [`ErrorKind::Unsupported`] on file systems without `RENAME_NOREPLACE`.
     pub(crate) fn rename_no_replace(&self, from: &str, to_dir: &Dir, to: &str) -> Result<()> {
         let (from, to) = (Self::plain(from)?, Self::plain(to)?);
-        let rename =
-            || rustix::fs::renameat_with(&self.0, from, &to_dir.0, to, RenameFlags::NOREPLACE);
+        let sabotaged = sabotage::is("M6");
+        let flags = if sabotaged { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        let rename = || rustix::fs::renameat_with(&self.0, from, &to_dir.0, to, flags);
         retry_on_intr(rename).map_err(|errno| match errno {
             Errno::INVAL => Error::new(ErrorKind::Unsupported, "rename without replacing")
                 .hint("the file system cannot commit atomically")
@@ -240,6 +243,7 @@ impl Dir {
             let lock = FlockOperation::NonBlockingLockExclusive;
             match retry_on_intr(|| rustix::fs::flock(&own.0, lock)) {
                 Ok(()) => return Ok(DirClaim { held: own }),
+                Err(_) if sabotage::is("M29") => return Ok(DirClaim { held: own }),
                 Err(Errno::WOULDBLOCK) if began.elapsed() < CLAIM_TIMEOUT => {
                     std::thread::park_timeout(CLAIM_POLL);
                 }

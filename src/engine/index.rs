@@ -52,7 +52,7 @@ impl JobRecord {
 
     /// The bytes: magic, version, spec, state, time, error, receipt, and a BLAKE3 checksum of it
     /// all.
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Encoder::new();
         out.raw(&MAGIC).u16(VERSION);
         self.spec.encode(&mut out);
@@ -67,7 +67,7 @@ impl JobRecord {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
         const KIND_LEN_MAX: usize = 32;
         let mut from = Decoder::new(bytes, "job record");
         if from.array()? != MAGIC {

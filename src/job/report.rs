@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::chunk::Digest;
 use crate::codec::{Decoder, Encoder, cut};
 use crate::error::Result;
+use crate::job::spec::{decode_verify, encode_verify};
 use crate::job::{Fingerprint, JobState};
 use crate::options::Verify;
 
@@ -273,11 +274,7 @@ impl Receipt {
             out.u64(count);
         }
         out.u32(self.chunks);
-        out.u32(match self.verified.mode {
-            Verify::None => 0,
-            Verify::Sample { per_million } => per_million,
-            Verify::Full => u32::MAX,
-        });
+        encode_verify(self.verified.mode, out);
         out.u32(self.verified.chunks).u64(self.verified.bytes);
         out.u32(self.verified.rewritten_chunks);
         out.u64(u64::try_from(self.elapsed.as_millis()).unwrap_or(u64::MAX));
@@ -306,11 +303,7 @@ impl Receipt {
             *count = from.u64()?;
         }
         receipt.chunks = from.u32()?;
-        receipt.verified.mode = match from.u32()? {
-            0 => Verify::None,
-            u32::MAX => Verify::Full,
-            per_million => Verify::Sample { per_million },
-        };
+        receipt.verified.mode = decode_verify(from)?;
         receipt.verified.chunks = from.u32()?;
         receipt.verified.bytes = from.u64()?;
         receipt.verified.rewritten_chunks = from.u32()?;

@@ -99,6 +99,7 @@ impl Fingerprint {
         let mut facts = BTreeMap::new();
         for _ in 0..count {
             let name = from.text(Self::FACT_LEN_MAX)?.to_owned();
+            check_order(&facts, &name, from)?;
             facts.insert(name, from.text(Self::FACT_LEN_MAX)?.to_owned());
         }
         Ok(Self(facts))
@@ -179,11 +180,7 @@ impl JobSpec {
         }
         out.u64(self.geometry.image_bytes()).u8(self.geometry.chunk_size().shift());
         self.fingerprint.encode(out);
-        out.u32(match self.verify {
-            Verify::None => 0,
-            Verify::Sample { per_million } => per_million,
-            Verify::Full => u32::MAX,
-        });
+        encode_verify(self.verify, out);
         encode_limits(self.limits, out);
         out.option(self.token.as_ref(), |out, token| {
             out.raw(token.as_bytes());
@@ -206,15 +203,14 @@ impl JobSpec {
         let geometry = Geometry::new(image_bytes, chunk_size)
             .map_err(|error| from.corrupt("the geometry is impossible").because(error))?;
         let fingerprint = Fingerprint::decode(from)?;
-        let verify = match from.u32()? {
-            0 => Verify::None,
-            u32::MAX => Verify::Full,
-            per_million @ 1..=1_000_000 => Verify::Sample { per_million },
-            _ => return Err(from.corrupt("the verify mode is unknown")),
-        };
+        let verify = decode_verify(from)?;
         let limits = decode_limits(from)?;
         let token = from.option(|from| from.array().map(Digest::from_bytes))?;
-        let destructive = from.u8()? != 0;
+        let destructive = match from.u8()? {
+            0 => false,
+            1 => true,
+            _ => return Err(from.corrupt("a flag is neither 0 nor 1")),
+        };
         let attributes = decode_attributes(from)?;
         let created_unix_ms = from.u64()?;
         Ok(Self {
@@ -250,10 +246,36 @@ fn decode_attributes(from: &mut Decoder<'_>) -> Result<BTreeMap<String, String>>
     let mut attributes = BTreeMap::new();
     for _ in 0..count {
         let key = from.text(ATTRIBUTE_KEY_LEN_MAX)?.to_owned();
+        check_order(&attributes, &key, from)?;
         attributes.insert(key, from.text(ATTRIBUTE_VALUE_LEN_MAX)?.to_owned());
     }
     check_attributes(&attributes).map_err(|e| from.corrupt("the attributes").because(e))?;
     Ok(attributes)
+}
+
+/// Names ascend, so that there is one way to write them and none comes twice.
+fn check_order(taken: &BTreeMap<String, String>, name: &String, from: &Decoder<'_>) -> Result<()> {
+    match taken.last_key_value() {
+        Some((last, _)) if last >= name => Err(from.corrupt("names are out of order")),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn encode_verify(verify: Verify, out: &mut Encoder) {
+    out.u32(match verify {
+        Verify::None => 0,
+        Verify::Sample { per_million } => per_million,
+        Verify::Full => u32::MAX,
+    });
+}
+
+pub(crate) fn decode_verify(from: &mut Decoder<'_>) -> Result<Verify> {
+    match from.u32()? {
+        0 => Ok(Verify::None),
+        u32::MAX => Ok(Verify::Full),
+        per_million @ 1..=1_000_000 => Ok(Verify::Sample { per_million }),
+        _ => Err(from.corrupt("the verify mode is unknown")),
+    }
 }
 
 pub(crate) fn encode_limits(limits: Limits, out: &mut Encoder) {
@@ -298,6 +320,29 @@ pub(crate) mod tests {
         for len in 0..bytes.len() {
             assert!(JobSpec::decode(&mut Decoder::new(&bytes[..len], "test")).is_err());
         }
+    }
+
+    #[test]
+    fn what_reads_differently_from_what_would_be_written_is_refused() {
+        let mut facts = Encoder::new();
+        facts.u16(2).block(b"size").block(b"5").block(b"inode").block(b"7");
+        let bytes = facts.finish();
+        assert!(Fingerprint::decode(&mut Decoder::new(&bytes, "test")).is_err(), "out of order");
+        facts.u16(2).block(b"size").block(b"5").block(b"size").block(b"7");
+        let bytes = facts.finish();
+        assert!(Fingerprint::decode(&mut Decoder::new(&bytes, "test")).is_err(), "twice the same");
+        facts.u16(2).block(b"os").block(b"").block(b"arch").block(b"");
+        let bytes = facts.finish();
+        assert!(decode_attributes(&mut Decoder::new(&bytes, "test")).is_err(), "out of order");
+        let mut out = Encoder::new();
+        let mut spec = sample_spec();
+        spec.attributes.clear();
+        spec.encode(&mut out);
+        let mut bytes = out.finish();
+        // Before the count of attributes (2) and the time (8).
+        let destructive = bytes.len() - 11;
+        assert_eq!(std::mem::replace(&mut bytes[destructive], 2), 0);
+        assert!(JobSpec::decode(&mut Decoder::new(&bytes, "test")).is_err(), "a flag of 2");
     }
 
     #[test]

@@ -16,9 +16,13 @@
 mod file;
 mod record;
 mod recovery;
-mod slot;
+pub(crate) mod slot;
 
 pub(crate) use file::{JOURNAL, Journal, Open};
+#[cfg(feature = "testing")]
+pub(crate) use record::{
+    Chain, HEADER_LEN_MAX, PROGRESS_CHUNKS_MAX, RECORD_LEN_MAX, Record, SECTOR, replay,
+};
 pub(crate) use record::{Header, Prepared};
 pub(crate) use recovery::{Found, Published, Settlement, settle};
 pub(crate) use slot::Status;

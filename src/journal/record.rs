@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_u64, to_usize};
 use crate::id::JobId;
 use crate::job::JobSpec;
+use crate::sabotage;
 
 /// Records begin and end on multiples of this: a sector that is written whole or not at all.
 pub(crate) const SECTOR: usize = 512;
@@ -28,6 +29,10 @@ const VERSION: u16 = 1;
 const FRAME_LEN: usize = 72;
 const SUM_AT: usize = 56;
 const SUM_CONTEXT: &str = "blockferry 2026-11-21 journal record v1";
+
+/// The most places behind the valid records that may look like the start of one. A crash tears one
+/// append; each place more may cost another MiB of hashing, and a sector of each may be one.
+const LOOKALIKES_MAX: u32 = 64;
 
 const _: () = assert!(FRAME_LEN + PROGRESS_CHUNKS_MAX * (36 + 9) + SECTOR < RECORD_LEN_MAX);
 
@@ -76,7 +81,7 @@ impl Record {
         }
     }
 
-    fn payload(&self) -> Vec<u8> {
+    pub(crate) fn payload(&self) -> Vec<u8> {
         let mut out = Encoder::new();
         match self {
             Self::Header(header) => {
@@ -95,7 +100,7 @@ impl Record {
         out.finish()
     }
 
-    fn decode(kind: u8, payload: &[u8], geometry: Option<Geometry>) -> Result<Self> {
+    pub(crate) fn decode(kind: u8, payload: &[u8], geometry: Option<Geometry>) -> Result<Self> {
         const NAME_LEN_MAX: usize = 4096;
         let mut from = Decoder::new(payload, "journal record");
         let record = match kind {
@@ -149,6 +154,7 @@ fn encode_progress(chunks: &[Durable], out: &mut Encoder) {
 
 fn decode_progress(from: &mut Decoder<'_>, geometry: Geometry) -> Result<Vec<Durable>> {
     let mut chunks = Vec::new();
+    let mut data_end = None;
     while from.remaining() > 0 {
         let kind = from.u8()?;
         let (first, count) = (ChunkIndex::new(from.u32()?), from.u32()?);
@@ -156,7 +162,15 @@ fn decode_progress(from: &mut Decoder<'_>, geometry: Geometry) -> Result<Vec<Dur
         if count == 0 || !fits {
             return Err(from.corrupt("progress lies outside the image"));
         }
+        let items = to_u64(chunks.len()) + if kind == 0 { 1 } else { u64::from(count) };
+        if items > to_u64(PROGRESS_CHUNKS_MAX) {
+            return Err(from.corrupt("progress of too many chunks"));
+        }
+        if kind == 1 && data_end == Some(first) {
+            return Err(from.corrupt("neighbours are not grouped"));
+        }
         let run = ChunkRun::new(first, count);
+        data_end = (kind == 1).then(|| ChunkIndex::new(run.end()));
         match kind {
             0 => chunks.push(Durable::recorded(run, Content::Zero)),
             1 => {
@@ -379,17 +393,24 @@ fn refuse_later_records(
     buffer: &mut Vec<u8>,
 ) -> Result<()> {
     let mut window = vec![0; 64 << 10];
+    let mut lookalikes = 0;
     let mut at = from;
     while at < len {
         let filled =
             to_usize(len - at).min(window.len()).next_multiple_of(SECTOR).min(window.len());
         read(at, &mut window[..filled])?;
         for sector in (0..filled).step_by(SECTOR) {
+            if announced_len(&window[sector..sector + SECTOR]).is_none() {
+                continue;
+            }
             let place = at + to_u64(sector);
-            if announced_len(&window[sector..sector + SECTOR]).is_some()
-                && next_record(job, place, RECORD_LEN_MAX, read, buffer)?.is_some()
-            {
+            let found = next_record(job, place, RECORD_LEN_MAX, read, buffer)?;
+            if found.is_some() && !sabotage::is("M28") {
                 return Err(corrupt("a valid record follows a damaged one", from));
+            }
+            lookalikes += 1;
+            if lookalikes > LOOKALIKES_MAX {
+                return Err(corrupt("more torn records than a crash can leave", from));
             }
         }
         at += to_u64(filled);
@@ -548,6 +569,50 @@ mod tests {
             blake3::hash(&bytes).to_string(),
             "e57c0e5fcddf9a1bc85608fce5bb3c4b4454dee8ea895fbdfe12442e9e35bef8"
         );
+    }
+
+    #[test]
+    fn a_log_full_of_torn_records_is_refused_before_all_of_them_are_hashed() {
+        let mut bytes = journal(&sample());
+        let mut torn = [0; SECTOR];
+        torn[..4].copy_from_slice(&MAGIC);
+        torn[8..12].copy_from_slice(&(512_u32 << 10).to_le_bytes());
+        bytes.resize(bytes.len() + SECTOR, 0);
+        for count in [LOOKALIKES_MAX, LOOKALIKES_MAX + 1, 10_000] {
+            let mut bytes = bytes.clone();
+            (0..count).for_each(|_| bytes.extend_from_slice(&torn));
+            let mut read_bytes = 0;
+            let mut read = |at: u64, buffer: &mut [u8]| {
+                read_bytes += buffer.len();
+                let tail = bytes.get(to_usize(at)..).unwrap_or_default();
+                let filled = tail.len().min(buffer.len());
+                buffer[..filled].copy_from_slice(&tail[..filled]);
+                buffer[filled..].fill(0);
+                Ok(())
+            };
+            let len = to_u64(bytes.len());
+            let found = replay(sample_spec().job, len, LOG_AT, &mut read, &mut |_| {});
+            assert_eq!(found.is_err(), count > LOOKALIKES_MAX, "{count} torn records");
+            assert!(read_bytes < 64 << 20, "{count} torn records: {read_bytes} bytes read");
+        }
+    }
+
+    #[test]
+    fn progress_is_written_in_one_way_and_bounded() {
+        let geometry = sample_spec().geometry;
+        let read = |payload: &[u8]| Record::decode(3, payload, Some(geometry));
+        let mut out = Encoder::new();
+        for first in [0, 1] {
+            out.u8(1).u32(first).u32(1).raw(&[7; 32]).u32(5);
+        }
+        assert!(read(&out.finish()).is_err(), "two groups where one would be written");
+        (0..PROGRESS_CHUNKS_MAX).for_each(|_| {
+            out.u8(0).u32(0).u32(1);
+        });
+        let mut most = out.finish();
+        assert!(read(&most).is_ok());
+        most.extend_from_slice(&[0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        assert!(read(&most).is_err(), "more chunks than are ever written");
     }
 
     #[test]

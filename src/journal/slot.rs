@@ -68,7 +68,11 @@ pub(crate) fn open(kind: SlotKind, job: JobId, sector: &[u8; SLOT_LEN]) -> Slot 
         if sum != checksum(body) || frame != (MAGIC, VERSION, kind.code(), *job.as_bytes()) {
             return Err(from.corrupt("it is damaged"));
         }
-        from.block(PAYLOAD_LEN_MAX).map(<[u8]>::to_vec)
+        let payload = from.block(PAYLOAD_LEN_MAX)?;
+        if from.raw(from.remaining())?.iter().any(|byte| *byte != 0) {
+            return Err(from.corrupt("bytes follow its end"));
+        }
+        Ok(payload.to_vec())
     };
     read().map_or(Slot::Damaged, Slot::Written)
 }
@@ -152,6 +156,11 @@ mod tests {
         assert_eq!(open(SlotKind::Cancel, JOB, &sector), Slot::Damaged);
         assert_eq!(open(SlotKind::Control, JobId::from_bytes([6; 16]), &sector), Slot::Damaged);
         assert_eq!(open(SlotKind::Cancel, JOB, &[0; SLOT_LEN]), Slot::Empty);
+        let mut long = seal(SlotKind::Cancel, JOB, &[]);
+        long[SLOT_LEN - 17] = 1;
+        let sum = checksum(&long[..SLOT_LEN - 16]);
+        long[SLOT_LEN - 16..].copy_from_slice(&sum);
+        assert_eq!(open(SlotKind::Cancel, JOB, &long), Slot::Damaged, "bytes after the payload");
     }
 
     #[test]

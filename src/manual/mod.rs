@@ -7,6 +7,7 @@
 //! | [`formats`] | those who read its bytes: journal, manifest, job record, digests |
 //! | [`protocol`] | those who write, or watch, the other side of a peer copy: every byte on the wire, every state |
 //! | [`performance`] | those who ask how fast it is, and why it works as it does: figures, what was tried, what was dropped |
+//! | [`testing`] | those who ask why any of this should be believed: what is tried, how often, and what is not |
 //! | [`architecture`] | those who change it: the corridor, the rooms, who may know whom |
 
 #[doc = include_str!("architecture.md")]
@@ -26,3 +27,6 @@ pub mod performance {}
 
 #[doc = include_str!("protocol.md")]
 pub mod protocol {}
+
+#[doc = include_str!("testing.md")]
+pub mod testing {}

@@ -3,6 +3,7 @@
 //! Feature `testing`. A region is done when [`conformance`] passes on it.
 
 mod endings;
+pub mod fuzz;
 #[cfg(feature = "peer")]
 pub mod fuzz_wire;
 mod hooked;
