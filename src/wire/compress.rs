@@ -128,6 +128,14 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_of_another_size_is_refused_before_it_is_unpacked() {
+        let frame = packed(&vec![7; 64 << 10]);
+        let mut longer = vec![9; (64 << 10) + 1];
+        assert_eq!(unpack(&frame, &mut longer).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert!(longer.iter().all(|byte| *byte == 9), "it was unpacked first");
+    }
+
+    #[test]
     fn skippable_frames_are_not_taken() {
         let chunk = vec![7; 64 << 10];
         let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0][..], b"junk"].concat();

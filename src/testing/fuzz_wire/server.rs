@@ -25,6 +25,8 @@ struct Stage {
     exists: bool,
     epoch: u32,
     decision: Option<Decision>,
+    /// Every attempt that was let in: what only the oracle knows.
+    let_in: BTreeSet<u32>,
     /// Written and not synced: a crash takes it.
     volatile: BTreeMap<u32, (Option<Digest>, Bytes)>,
     durable: BTreeMap<u32, (Option<Digest>, Bytes)>,
@@ -188,6 +190,9 @@ impl Server {
         let Some(link) = self.greetings.remove(&id).and_then(Greeting::into_link) else {
             return Ok(());
         };
+        let is_latest = self.stage.let_in.last() < Some(&begin.epoch);
+        assert!(is_latest, "attempt {} is let in after a later one, or twice", begin.epoch);
+        self.stage.let_in.insert(begin.epoch);
         self.stage.exists = true;
         self.stage.epoch = begin.epoch;
         self.work.clear();
@@ -387,5 +392,45 @@ impl Server {
             hung_up.extend(self.attend());
         }
         hung_up
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::fuzz_wire::dice::Dice;
+    use crate::wire::session::{Rest, Sender, SenderState};
+
+    #[test]
+    fn an_attempt_that_is_not_the_latest_is_refused() {
+        let picture = Picture::draw(&mut Dice::Script(&[1])).unwrap();
+        let mut server = Server::new(picture.clone(), None, Bounds::default());
+        // A world of dice hardly ever has a begin overtaken by a later one.
+        for (id, epoch, is_let_in) in [(1, 2, true), (2, 1, false), (3, 2, false), (4, 3, true)] {
+            let state = begun(&mut server, &picture, id, epoch);
+            assert_eq!(state == SenderState::Sending, is_let_in, "attempt {epoch}: {state:?}");
+        }
+    }
+
+    /// How that attempt fares on a new connection.
+    fn begun(server: &mut Server, picture: &Picture, id: u32, epoch: u32) -> SenderState {
+        let (now, link) = (Instant::now(), LinkId(id));
+        server.dialled(id, now);
+        let (hello, bounds) = (Hello::new(64 << 10), Bounds::default());
+        let mut north = Greeting::dial(link, hello, bounds, Pace::default(), now);
+        server.hear(id, &north.poll_transmit().unwrap().to_bytes(), now).unwrap();
+        let mut answer = server.poll_transmit(id).unwrap().to_bytes();
+        let answer = Frame::decode(&mut answer, north.expects()).unwrap().unwrap();
+        north.handle_frame(&answer, now);
+        let begin = Begin { epoch, root: None, base: None, spec: picture.spec().unwrap() };
+        let rest = Rest::default();
+        let mut sender = Sender::push(north.into_link().unwrap(), begin, None, rest, now).unwrap();
+        server.hear(id, &sender.poll_transmit(link, now).unwrap().to_bytes(), now).unwrap();
+        while let Some(packet) = server.poll_transmit(id) {
+            let expect = sender.expects(link).unwrap();
+            let frame = Frame::decode(&mut packet.to_bytes(), expect).unwrap().unwrap();
+            sender.handle_frame(link, &frame, now);
+        }
+        sender.state()
     }
 }

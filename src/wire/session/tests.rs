@@ -308,6 +308,36 @@ fn a_seal_of_another_root_commits_nothing() {
     );
 }
 
+#[test]
+fn a_seal_waits_for_chunks_that_are_still_being_written() {
+    let (mut sender, mut receiver, now) = pushing(false);
+    for at in 0..3 {
+        sender.send_chunk(index(at), digest(at), Codec::Raw, bytes(at)).unwrap();
+        exchange(&mut sender, &mut receiver, now);
+        write(&mut receiver);
+        exchange(&mut sender, &mut receiver, now);
+    }
+    // The last chunk comes twice, as it does when its first link is lost.
+    let (digest, bytes) = (digest(3), bytes(3));
+    let chunk = Message::Chunk(Chunk { index: index(3), codec: Codec::Raw, digest, bytes });
+    let mut arrived = Vec::new();
+    for id in [100, 101] {
+        receiver.handle_frame(CONTROL, &frame(&chunk.packet(VERSION, id)), now);
+        match receiver.poll_event() {
+            Some(ReceiverEvent::Arrived(chunk)) => arrived.push(chunk.open()),
+            other => panic!("{other:?}"),
+        }
+    }
+    let (second, first) = (arrived.pop().unwrap(), arrived.pop().unwrap());
+    receiver.written(first.0, &[first.1.unwrap().written()]).unwrap();
+    let seal = Message::Seal { root: manifest().root() };
+    receiver.handle_frame(CONTROL, &frame(&seal.packet(VERSION, 102)), now);
+    assert_eq!(receiver.state(), ReceiverState::Deciding);
+    assert!(receiver.poll_event().is_none(), "it commits while a chunk is being written");
+    receiver.written(second.0, &[second.1.unwrap().written()]).unwrap();
+    assert!(matches!(receiver.poll_event(), Some(ReceiverEvent::Commit(_))));
+}
+
 /// Adds a data connection to both.
 fn joined(sender: &mut Sender, receiver: &mut Receiver, now: Instant) {
     let (north, mut south) = greeted(DATA, now);
