@@ -197,6 +197,12 @@ impl Error {
         self.0.kind
     }
 
+    /// What was being done, without where.
+    #[cfg(feature = "peer")]
+    pub(crate) fn action(&self) -> &str {
+        &self.0.action
+    }
+
     /// Whether the same call may succeed when made again.
     pub fn is_retryable(&self) -> bool {
         self.0.retryable

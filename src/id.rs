@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sabotage;
 
 /// The name of an image in its region: `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,6 +24,9 @@ impl FromStr for ImageId {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
+        if sabotage::is("M25") {
+            return Ok(Self(text.to_owned()));
+        }
         let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
         let starts = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
         if !starts || text.len() > Self::LEN_MAX || !text.as_bytes().iter().all(plain) {

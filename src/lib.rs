@@ -88,6 +88,7 @@
 //! |---|---|
 //! | none | the library with memory, directory, file and block-device regions |
 //! | `cli` | the `blockferry` command |
+//! | `peer` | the module `wire`: the chunk protocol between two daemons |
 //! | `testing` | the module `testing`: the conformance suite and the fault wrappers, for those who write regions |
 //!
 //! A feature adds API and never changes what existing code does. Linux only, 5.6 or later.
@@ -108,10 +109,14 @@ pub mod manual;
 pub mod options;
 pub mod plan;
 pub mod region;
+mod sabotage;
 pub mod seal;
+mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod throttle;
+#[cfg(feature = "peer")]
+pub mod wire;
 
 pub use error::{Error, ErrorKind, Result};
 

@@ -23,10 +23,11 @@
 //! the old and the new rate. One change thus admits at most one grant more than the bound.
 
 use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::options::Limits;
+use crate::sync::{Mutex, MutexGuard};
 
 /// Ceilings that can be changed while bytes flow; a cheap handle, all clones of which are one node.
 #[derive(Clone, Debug)]
@@ -542,5 +543,33 @@ mod tests {
                 }
             }
         }
+    }
+}
+
+#[cfg(all(test, races))]
+mod races {
+    use super::*;
+    use crate::sync::races::check;
+
+    #[test]
+    fn takers_whose_paths_cross_never_lock_each_other_out_and_never_take_too_much() {
+        check(15, || {
+            let rate = Limits::NONE.with_bytes_per_sec(1 << 20);
+            let (one, two) = (Throttle::new(rate), Throttle::new(rate));
+            let now = Instant::now();
+            let takers: Vec<_> = [[&one, &two], [&two, &one], [&one, &one]]
+                .map(|nodes| ThrottlePath::new(nodes.map(Clone::clone)))
+                .into_iter()
+                .map(|path| {
+                    // What the bucket holds and no more, so that one more must wait.
+                    let take = move || path.take(now, (1 << 20) / 10 + 1, 1) == Take::Granted;
+                    shuttle::thread::spawn(take)
+                })
+                .collect();
+            two.set_limits(rate.with_ops_per_sec(9), now);
+            let granted = takers.into_iter().filter(|_| true).map(|taker| taker.join().unwrap());
+            let granted = granted.filter(|granted| *granted).count();
+            assert_eq!(granted, 1, "the clock stands still: one grant empties the bucket");
+        });
     }
 }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::sys::{self, Fd};
 use super::{Facts, File, hostile, io};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sabotage;
 
 /// An open folder. Names are resolved beneath it and never through a symbolic link.
 #[derive(Debug)]
@@ -171,7 +172,9 @@ impl Dir {
     /// [`ErrorKind::Unsupported`] on file systems without `RENAME_NOREPLACE`.
     pub(crate) fn rename_no_replace(&self, from: &str, to_dir: &Dir, to: &str) -> Result<()> {
         let (from, to) = (Self::plain(from)?, Self::plain(to)?);
-        let rename = || self.0.rename(from, &to_dir.0, to, RenameFlags::NOREPLACE);
+        let sabotaged = sabotage::is("M6");
+        let flags = if sabotaged { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        let rename = || self.0.rename(from, &to_dir.0, to, flags);
         retry_on_intr(rename).map_err(|errno| match errno {
             Errno::INVAL => Error::new(ErrorKind::Unsupported, "rename without replacing")
                 .hint("the file system cannot commit atomically")
@@ -224,6 +227,7 @@ impl Dir {
             let lock = FlockOperation::NonBlockingLockExclusive;
             match retry_on_intr(|| own.0.lock_whole(lock)) {
                 Ok(()) => return Ok(DirClaim { held: own }),
+                Err(_) if sabotage::is("M29") => return Ok(DirClaim { held: own }),
                 Err(Errno::WOULDBLOCK) if began.elapsed() < CLAIM_TIMEOUT => sys::pause(CLAIM_POLL),
                 Err(Errno::WOULDBLOCK) => {
                     return Err(Error::new(ErrorKind::Busy, "claim the folder of the stages")

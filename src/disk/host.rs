@@ -20,6 +20,7 @@ use rustix::io::{Errno, Result};
 
 use super::{Facts, FileSystem, Kind, LockByte};
 use crate::geometry::ByteRange;
+use crate::sabotage;
 
 /// An open file description. A clone does not exist: locks belong to it.
 #[derive(Debug)]
@@ -64,7 +65,8 @@ impl Fd {
     /// Opens a name beneath this folder, never through a symbolic link.
     pub(super) fn open(&self, name: &str, flags: OFlags, mode: u32) -> Result<Self> {
         let (flags, mode) = (flags | OFlags::CLOEXEC, Mode::from_raw_mode(mode));
-        rustix::fs::openat2(&self.0, name, flags, mode, BENEATH).map(Self)
+        let beneath = if sabotage::is("M26") { ResolveFlags::empty() } else { BENEATH };
+        rustix::fs::openat2(&self.0, name, flags, mode, beneath).map(Self)
     }
 
     /// Another open file description of the same file.

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::id::JobId;
 use crate::job::{JobSpec, JobState, Progress, Receipt};
 use crate::options::Limits;
+use crate::sync;
 
 /// How a job ended, or came to rest.
 #[derive(Clone, Debug)]
@@ -54,7 +55,7 @@ pub(crate) struct Entry {
     pub(crate) gate: Gate,
     /// Cancelled as soon as the job is asked to stop.
     pub(crate) stop: CancellationToken,
-    wish: Mutex<Option<Stop>>,
+    wish: sync::Mutex<Option<Stop>>,
     rate: Mutex<Rate>,
     progress: watch::Sender<Progress>,
     outcome: watch::Sender<Option<JobOutcome>>,
@@ -70,7 +71,7 @@ impl Entry {
             counters: Arc::default(),
             gate: Gate::new(limits),
             stop: CancellationToken::new(),
-            wish: Mutex::default(),
+            wish: sync::Mutex::default(),
             rate: Mutex::default(),
             progress: watch::Sender::new(progress),
             outcome: watch::Sender::new(None),
@@ -250,5 +251,40 @@ impl Job {
     /// Restartable.
     pub async fn limit(&self, limits: Limits) -> Result<()> {
         self.engine.limit(self.id(), limits).await
+    }
+}
+
+#[cfg(all(test, races))]
+mod races {
+    use super::*;
+    use crate::job::sample_spec;
+    use crate::sync::races::check;
+
+    #[test]
+    fn whoever_is_stopped_knows_why_and_a_cancel_stands_over_a_suspend() {
+        check(10, || {
+            let entry = Arc::new(Entry::new(sample_spec(), Limits::NONE));
+            let ask = |wish| {
+                let entry = entry.clone();
+                shuttle::thread::spawn(move || entry.ask(wish))
+            };
+            let asked = [ask(Stop::Cancel), ask(Stop::Suspend)];
+            let owner = entry.clone();
+            let stopped = shuttle::future::spawn(async move {
+                owner.enter(JobState::Copying);
+                owner.stop.cancelled().await;
+                owner.asked()
+            });
+            let first = shuttle::future::block_on(stopped).unwrap();
+            assert!(first.is_some(), "stopped, and not told why");
+            asked.into_iter().for_each(|asked| asked.join().unwrap());
+            assert_eq!(entry.asked(), Some(Stop::Cancel));
+            // As the driver does: what it heard at the end decides.
+            entry.enter(match entry.asked() {
+                Some(Stop::Cancel) => JobState::Cancelling,
+                _ => JobState::Suspended,
+            });
+            assert_eq!(entry.state(), JobState::Cancelling);
+        });
     }
 }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::options::Limits;
+use crate::sync::time::{Instant, sleep_until};
 use crate::throttle::{Take, Throttle, ThrottlePath};
 
 /// A throttle with a queue before it; a cheap handle, all clones of which are one gate.
@@ -41,16 +41,16 @@ impl Gate {
     async fn pass(&self, bytes: u64, ops: u64, halt: &CancellationToken) -> bool {
         let _turn = tokio::select! {
             biased;
-            turn = self.turn.lock() => turn,
             () = halt.cancelled() => return false,
+            turn = self.turn.lock() => turn,
         };
         while !halt.is_cancelled() {
             match self.path.take(Instant::now().into_std(), bytes, ops) {
                 Take::Granted => return true,
                 Take::At(when) => tokio::select! {
                     biased;
-                    () = sleep_until(when.into()) => {}
                     () = halt.cancelled() => {}
+                    () = sleep_until(when.into()) => {}
                 },
             }
         }
@@ -151,5 +151,53 @@ mod tests {
         let shares = shares(&[slow, Limits::NONE], rate, Duration::from_secs(1)).await;
         assert_eq!(shares[0], 1, "a first grant on debt");
         assert!(shares[1] >= 1024 + 102 - 128 - 1, "{shares:?}");
+    }
+}
+
+#[cfg(all(test, races))]
+mod races {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::sync::races::check;
+
+    const RATE: u64 = 1 << 20;
+    const GRANT: u64 = 64 << 10;
+
+    #[test]
+    fn everybody_passes_or_is_halted_and_the_ceiling_holds() {
+        check(20, || {
+            let shared = Gate::new(Limits::NONE.with_bytes_per_sec(RATE));
+            let own = Gate::new(Limits::NONE.with_bytes_per_sec(2 * RATE));
+            let (began, granted) = (Instant::now(), Arc::new(AtomicU64::new(0)));
+            let halt = CancellationToken::new();
+            let pass = |gates: [Gate; 2], halt: CancellationToken| {
+                let (gates, granted) = (Gates::new(gates), granted.clone());
+                shuttle::future::spawn(async move {
+                    for _ in 0..3 {
+                        if !gates.pass(GRANT, 1, &halt).await {
+                            return false;
+                        }
+                        let all = granted.fetch_add(GRANT, Relaxed) + GRANT;
+                        let most = (began.elapsed() + Duration::from_millis(100)).as_nanos()
+                            * u128::from(RATE)
+                            / 1_000_000_000;
+                        assert!(u128::from(all) <= most + u128::from(GRANT), "{all} of {most}");
+                    }
+                    true
+                })
+            };
+            let never = CancellationToken::new();
+            let one = pass([own.clone(), shared.clone()], never.clone());
+            let two = pass([shared.clone(), shared.clone()], never);
+            let halted = pass([own, shared.clone()], halt.clone());
+            shuttle::future::block_on(async move {
+                halt.cancel();
+                assert!(one.await.unwrap() && two.await.unwrap(), "halted by nobody");
+                halted.await.unwrap();
+                assert!(shared.turn.try_lock().is_ok(), "the queue is left behind");
+            });
+        });
     }
 }

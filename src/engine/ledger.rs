@@ -1,6 +1,6 @@
 //! The ledger of a run: what is written, what waits for a sync, what the image's table will be.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use tokio::sync::Notify;
 
@@ -8,6 +8,7 @@ use crate::chunk::{AwaitingSync, Content, Digest, Written};
 use crate::geometry::{ChunkIndex, ChunkSize, Geometry};
 use crate::manifest::{ChunkTable, TableBuilder};
 use crate::region::Restored;
+use crate::sync::{Mutex, MutexGuard};
 
 /// Takes `Written` chunks from the lanes and gives them to the checkpointer in batches.
 #[derive(Debug)]

@@ -22,6 +22,7 @@ use crate::manifest::Manifest;
 use crate::options::Verify;
 use crate::plan::{Plan, Planner};
 use crate::region::{Capabilities, Outcome, Restored, Source, Target};
+use crate::sabotage;
 
 /// How often a chunk that does not verify is written again.
 const REWRITE_COUNT_MAX: u32 = 3;
@@ -156,7 +157,9 @@ pub(crate) async fn copy(
 async fn survey(run: &Run) -> Result<Plan> {
     let geometry = run.spec.geometry;
     let mut planner = Planner::new(geometry);
-    run.restored_runs.iter().for_each(|chunks| planner.durable(*chunks));
+    if !sabotage::is("D6") {
+        run.restored_runs.iter().for_each(|chunks| planner.durable(*chunks));
+    }
     let mut offset = 0;
     while offset < geometry.image_bytes() && !run.stop.is_cancelled() {
         let rest = ByteRange::new(offset, geometry.image_bytes() - offset);
@@ -253,6 +256,7 @@ async fn check_source(run: &Run) -> Result<()> {
     let now = run.source.fingerprint().await?;
     match run.spec.fingerprint.difference(&now) {
         None => Ok(()),
+        Some(_) if sabotage::is("M18") => Ok(()),
         Some(what) => Err(Error::new(
             ErrorKind::SourceChanged,
             format!("commit the copy: the source changed meanwhile: {what}"),
@@ -272,7 +276,7 @@ fn add(one: Verified, other: Verified) -> Verified {
 }
 
 impl Run {
-    fn new(start: Start, restored: Restored) -> Self {
+    pub(crate) fn new(start: Start, restored: Restored) -> Self {
         let geometry = start.spec.geometry;
         let resumed_bytes = restored.data_bytes;
         let restored_runs = held_runs(&restored, geometry.chunk_count());

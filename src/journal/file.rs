@@ -14,6 +14,8 @@ use crate::journal::record::{
     replay,
 };
 use crate::journal::slot::{self, Control, SLOT_LEN, Slot, SlotKind, Status};
+use crate::sabotage;
+use crate::sync;
 
 /// The journal's name in its stage.
 pub(crate) const JOURNAL: &str = "journal";
@@ -92,7 +94,7 @@ impl Journal {
             return Err(Error::new(ErrorKind::Busy, "own new journal"));
         }
         file.set_len(LOG_AT + RESERVE)?;
-        file.reserve(ByteRange::new(0, LOG_AT + RESERVE))?;
+        sabotage::unless("M30", || file.reserve(ByteRange::new(0, LOG_AT + RESERVE)))?;
         let (bytes, chain) =
             Chain::new(header.spec.job).seal(&Record::Header(Box::new(header.clone())));
         if bytes.len() > HEADER_LEN_MAX {
@@ -210,6 +212,7 @@ impl Journal {
 
     /// Tries to become the one that runs the job. Held until this journal is dropped.
     pub(crate) fn try_own(&self) -> Result<bool> {
+        sync::point();
         self.file.try_lock(OWNER)
     }
 
@@ -221,6 +224,7 @@ impl Journal {
     /// Whether this is still the file of that name in `dir`: a stage may have been removed while we
     /// waited for a right.
     pub(crate) fn is_still_in(&self, dir: &Dir) -> Result<bool> {
+        sync::point();
         let named = dir.facts_of(JOURNAL)?;
         let ours = self.file.facts()?;
         Ok(named.is_some_and(|named| named.same_file(&ours)))
@@ -286,7 +290,10 @@ impl Journal {
             tail.reserved = more.end();
         }
         self.file.write_at(tail.end, &bytes)?;
-        self.file.sync_data()?;
+        let is_prepared = matches!(record, Record::Prepared(_));
+        if !(sabotage::is("D2") && is_prepared) {
+            self.file.sync_data()?;
+        }
         tail.poisoned = false;
         (tail.chain, tail.end) = (chain, end);
         Ok(())
@@ -299,7 +306,9 @@ impl Journal {
 
     /// Tries to take the right to decide. It ends when the value is dropped.
     pub(crate) fn try_decide(&self) -> Result<Option<Decision<'_>>> {
-        Ok(self.file.try_lock(DECISION)?.then_some(Decision { journal: self }))
+        sync::point();
+        let held = self.file.try_lock(DECISION)? || sabotage::is("D3");
+        Ok(held.then_some(Decision { journal: self }))
     }
 
     /// Whether somebody decided to cancel, or was about to: a slot that is not empty counts,
@@ -329,6 +338,7 @@ impl Journal {
         }
         let changed = self.control().and_then(|mut control| {
             change(&mut control);
+            sync::point();
             let sector = slot::seal(SlotKind::Control, self.job(), &control.encode());
             self.file.write_at(CONTROL_AT, &sector)?;
             self.file.sync_data()
@@ -367,6 +377,7 @@ impl Journal {
     }
 
     fn read_slot(&self, kind: SlotKind, at: u64) -> Result<Slot> {
+        sync::point();
         let mut sector = [0; SLOT_LEN];
         self.file.read_at(at, &mut sector)?;
         Ok(slot::open(kind, self.job(), &sector))
@@ -398,8 +409,12 @@ impl Decision<'_> {
     /// Survives power loss when it returns. Needs no space: the slot was reserved at the start.
     pub(crate) fn cancel(&self) -> Result<()> {
         let sector = slot::seal(SlotKind::Cancel, self.journal.job(), &[]);
+        sync::point();
+        if sabotage::is("M9") {
+            return Ok(());
+        }
         self.journal.file.write_at(CANCEL_AT, &sector)?;
-        self.journal.file.sync_data()
+        sabotage::unless("D9", || self.journal.file.sync_data())
     }
 }
 

@@ -5,8 +5,9 @@
 //! | [`guarantees`] | everybody: what holds, which test proves it, and what is not promised |
 //! | [`operating`] | those who run it: folders, modes, crashes, cancel, limits, memory, exit codes |
 //! | [`formats`] | those who read its bytes: journal, manifest, job record, digests |
+//! | [`protocol`] | those who write, or watch, the other side of a peer copy: every byte on the wire, every state |
 //! | [`performance`] | those who ask how fast it is, and why it works as it does: figures, what was tried, what was dropped |
-//! | [`testing`] | those who ask how it is proved: layers, counts, figures, and what is not covered |
+//! | [`testing`] | those who ask why any of this should be believed: what is tried, how often, and what is not |
 //! | [`architecture`] | those who change it: the corridor, the rooms, who may know whom |
 
 #[doc = include_str!("architecture.md")]
@@ -23,6 +24,9 @@ pub mod operating {}
 
 #[doc = include_str!("performance.md")]
 pub mod performance {}
+
+#[doc = include_str!("protocol.md")]
+pub mod protocol {}
 
 #[doc = include_str!("testing.md")]
 pub mod testing {}

@@ -4,6 +4,8 @@
 
 mod endings;
 pub mod fuzz;
+#[cfg(feature = "peer")]
+pub mod fuzz_wire;
 mod hooked;
 mod recovery;
 mod staging;

@@ -427,3 +427,43 @@ async fn a_checkpoint_covers_only_what_a_sync_has_made_durable() {
     assert!(rounds.chunks(4).all(|one| one == round), "sync, then checkpoint: {order:?}");
     assert_eq!(commit, sides.map(|when| ("commit", when)), "everything is on record by then");
 }
+
+/// Two writes are held up. Once the job has heard of the cancel the one is let go; the other only
+/// after the job has looked for wishes a few times more, which it does as long as it has not ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_cancelled_job_ends_only_when_what_is_in_flight_has_ended() {
+    let play = Play::new("n");
+    let (first, held_first) = std::sync::mpsc::channel::<()>();
+    let (second, held_second) = std::sync::mpsc::channel::<()>();
+    let held = Mutex::new(vec![held_second, held_first]);
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let hook: Hook = Arc::new(move |point| {
+        tell.send(point).ok();
+        if (point.operation, point.when) == ("write", When::Before) {
+            let held = held.lock().unwrap().pop();
+            // It ends when the other side is dropped.
+            held.into_iter().for_each(|held| assert!(held.recv().is_err()));
+        }
+        Ok(())
+    });
+    let engine = play.engine(hook).await;
+    let job = play.start(&engine).await.unwrap();
+    for _ in 0..2 {
+        while told.recv().await.unwrap().operation != "write" {}
+    }
+    let asked = job.clone();
+    let cancel = tokio::spawn(async move { asked.cancel().await });
+    while told.recv().await.unwrap().operation != "cancel" {}
+    for release in [first, second] {
+        let mut looks = 0;
+        while looks < 3 {
+            let point = told.recv().await.unwrap();
+            assert_ne!(point.operation, "discard", "a write is in flight");
+            looks += u32::from((point.operation, point.when) == ("wishes", When::After));
+        }
+        drop(release);
+    }
+    assert_eq!(cancel.await.unwrap().unwrap().answer, CancelAnswer::Cancelled { clean: true });
+    assert!(matches!(ended(&job).await, JobOutcome::RolledBack { clean: true }));
+    play.assert_nothing().await;
+}

@@ -13,7 +13,7 @@ use blockferry::job::{Endpoint, Fingerprint, JobSpec};
 use blockferry::region::{DirRegion, Region};
 use blockferry::testing::{Fixture, Hooked, Place, Point, When, conformance};
 
-use crate::places::{Device, Dir, File, Memory, below, skipped};
+use crate::places::{Device, Dir, File, LOOP_DEVICES, Memory, below, skipped};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_region_conforms() {
@@ -32,6 +32,7 @@ async fn file_region_conforms() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn device_region_conforms() {
+    let _alone = LOOP_DEVICES.lock().await;
     match Device::missing() {
         Some(why) => skipped(why),
         None => conformance(&Device).await,

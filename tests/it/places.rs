@@ -135,12 +135,19 @@ impl Device {
     }
 }
 
+/// The right to use loop devices: whoever looks for a free one disturbs those who use theirs.
+pub(crate) static LOOP_DEVICES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// A loop device, detached when dropped.
 #[derive(Debug)]
 pub(crate) struct LoopDevice(PathBuf);
 
 impl LoopDevice {
-    fn over(folder: &tempfile::TempDir) -> Result<Self, String> {
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn over(folder: &tempfile::TempDir) -> Result<Self, String> {
         let backing = folder.path().join("backing");
         fs::write(&backing, vec![0xaa; 1 << 20]).unwrap();
         let made = Command::new("losetup").args(["--find", "--show"]).arg(&backing).output();

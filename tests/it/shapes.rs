@@ -8,8 +8,10 @@ use blockferry::engine::Engine;
 use blockferry::geometry::{ByteRange, ChunkSize};
 use blockferry::job::Receipt;
 use blockferry::options::{CopyOptions, Verify};
+use blockferry::region::FileRegion;
 use tokio::time::Instant;
 
+use crate::places::{LOOP_DEVICES, LoopDevice, skipped};
 use crate::world::{
     KIB, MIB, World, allocated, assert_same, b3sum, committed, content, ended, image, noise,
     region, request,
@@ -171,6 +173,34 @@ async fn every_shape_arrives_in_medium_chunks() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_shape_arrives_in_large_chunks() {
     every_shape(CHUNK_SIZES[2]).await;
+}
+
+/// The device holds 0xaa from end to end: a zero that is not written shows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_stale_byte_stays_on_a_device_where_the_source_has_zeros() {
+    let _alone = LOOP_DEVICES.lock().await;
+    for pattern in PATTERNS {
+        let folder = tempfile::tempdir().unwrap();
+        let device = match LoopDevice::over(&folder) {
+            Ok(device) => device,
+            Err(why) => return skipped(why),
+        };
+        let world = World::in_memory();
+        let engine = world.engine().await;
+        let target = FileRegion::open_path(device.path(), folder.path().join("state")).unwrap();
+        engine.register(region("device"), target).await.unwrap();
+        pattern.make(&world.source(), MIB, 3);
+        world.m.insert(&image("disk"), fs::read(world.source()).unwrap());
+        // By the local lane, and by the remote one over what that has left.
+        for from in ["source/image", "m/disk"] {
+            fs::write(device.path(), vec![0xaa; 1 << 20]).unwrap();
+            let options = cut(256 * KIB).with_destructive(true);
+            let receipt = copy(&engine, from, "device/image", options).await;
+            assert_eq!(receipt.image_bytes, MIB);
+            let (is, should) = (fs::read(device.path()), fs::read(world.source()));
+            assert!(is.unwrap() == should.unwrap(), "{pattern:?} from {from}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,5 @@
 //! How the local lane writes: in large blocks, past the page cache for as long as that is faster.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,6 +9,7 @@ use crate::engine::pool::{PIECE_BYTES, SCRATCH_ALIGNMENT, WINDOW_BYTES};
 use crate::error::Result;
 use crate::geometry::{ByteRange, to_u64};
 use crate::region::LocalFile;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// After that many bytes the gauge decides how to go on: few, because a small image must not be
 /// done before it knows.
@@ -91,7 +91,7 @@ impl Writer {
     }
 
     fn direct(&self) -> Option<&File> {
-        self.direct.as_ref().filter(|_| self.gauge.is_direct.load(Relaxed))
+        self.direct.as_ref().filter(|_| self.gauge.is_direct())
     }
 }
 
@@ -122,6 +122,11 @@ impl Gauge {
         }
     }
 
+    /// Refused once is refused, whatever a write that was faster and ended later says.
+    fn is_direct(&self) -> bool {
+        self.is_direct.load(Relaxed) && !self.given_up.load(Relaxed)
+    }
+
     /// One thread has written that much past the page cache, in that time.
     fn direct(&self, bytes: u64, took: Duration) {
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
@@ -132,23 +137,22 @@ impl Gauge {
         }
         let needed = u128::from(ns) * u128::from(DIRECT_BYTES_PER_SEC_MIN);
         let is_fast = u128::from(bytes) * 1_000_000_000 >= needed;
-        self.begin_again(is_fast && !self.given_up.load(Relaxed));
+        self.begin_again(is_fast);
     }
 
     /// That much was written through the page cache; only a stray end while that is not the way.
     fn cached(&self, bytes: u64) {
-        if self.is_direct.load(Relaxed) {
+        if self.is_direct() {
             return;
         }
         let bytes = self.bytes.fetch_add(bytes, Relaxed) + bytes;
-        if bytes >= HOLD_BYTES && !self.given_up.load(Relaxed) {
+        if bytes >= HOLD_BYTES {
             self.begin_again(true);
         }
     }
 
     fn give_up(&self) {
         self.given_up.store(true, Relaxed);
-        self.begin_again(false);
     }
 
     fn begin_again(&self, is_direct: bool) {
@@ -178,11 +182,11 @@ mod tests {
     fn a_fast_device_is_written_directly_and_a_slow_one_through_the_page_cache() {
         let gauge = Gauge::new();
         note(&gauge, 640, 2 * DIRECT_BYTES_PER_SEC_MIN);
-        assert!(gauge.is_direct.load(Relaxed));
+        assert!(gauge.is_direct());
         note(&gauge, 15, DIRECT_BYTES_PER_SEC_MIN / 2);
-        assert!(gauge.is_direct.load(Relaxed), "judged before it was measured");
+        assert!(gauge.is_direct(), "judged before it was measured");
         note(&gauge, 1, DIRECT_BYTES_PER_SEC_MIN / 2);
-        assert!(!gauge.is_direct.load(Relaxed));
+        assert!(!gauge.is_direct());
     }
 
     #[test]
@@ -190,12 +194,12 @@ mod tests {
         let gauge = Gauge::new();
         note(&gauge, 16, 1 << 20);
         (0..HOLD_BYTES / PROBE_BYTES - 1).for_each(|_| gauge.cached(PROBE_BYTES));
-        assert!(!gauge.is_direct.load(Relaxed));
+        assert!(!gauge.is_direct());
         gauge.cached(PROBE_BYTES);
-        assert!(gauge.is_direct.load(Relaxed));
+        assert!(gauge.is_direct());
         gauge.give_up();
         (0..=HOLD_BYTES / PROBE_BYTES).for_each(|_| gauge.cached(PROBE_BYTES));
-        assert!(!gauge.is_direct.load(Relaxed), "refused once is refused");
+        assert!(!gauge.is_direct(), "refused once is refused");
     }
 
     #[test]
@@ -229,5 +233,30 @@ mod tests {
         let mut back = vec![9; naive.len()];
         assert_eq!(file.read_at(0, &mut back).unwrap(), naive.len());
         assert!(back == naive);
+    }
+}
+
+#[cfg(all(test, races))]
+mod races {
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// Exhaustive, and with the host's weak memory: relaxed loads may see old values.
+    #[test]
+    fn a_device_that_refused_direct_writes_is_not_asked_again_whatever_is_measured_meanwhile() {
+        loom::model(|| {
+            let gauge = Arc::new(Gauge::new());
+            let measure = |bytes| {
+                let gauge = gauge.clone();
+                loom::thread::spawn(move || gauge.direct(bytes, Duration::from_nanos(1)))
+            };
+            let threads = [measure(PROBE_BYTES), measure(PROBE_BYTES / 2)];
+            gauge.give_up();
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            assert!(!gauge.is_direct(), "a fast write that ended late has overruled the refusal");
+            gauge.cached(HOLD_BYTES);
+            assert!(!gauge.is_direct(), "refused once is refused");
+        });
     }
 }

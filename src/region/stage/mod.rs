@@ -16,6 +16,7 @@ use crate::job::JobSpec;
 use crate::journal::{Found, Header, JOURNAL, Journal, Open, Published, Settlement, settle};
 use crate::manifest::Manifest;
 use crate::region::{Recovered, Restored, Settled, StagedJob};
+use crate::{sabotage, sync};
 
 pub(crate) use owned::OwnedStage;
 pub(crate) use target::{Held, JournaledTarget, Owned, until_decided};
@@ -157,7 +158,7 @@ impl StageStore {
         };
         inner.sync()?;
         dir.sync()?;
-        parent.sync()?;
+        sabotage::unless("D1", || parent.sync())?;
         let header = Header { spec: spec.clone(), name: name.to_owned() };
         let journal = Journal::create(&dir, header)?;
         dir.sync()?;
@@ -270,6 +271,7 @@ impl StageStore {
     /// What is found of a job, for the recovery table.
     fn found(&self, stage: &Stage, journal: &Journal) -> Result<Found> {
         let staged = stage.dir.facts_of(self.payload())?;
+        sync::point();
         let named = self.root.facts_of(&journal.header().name)?;
         // A watcher has not read the log. That the payload left the stage uncancelled is as good:
         // only the rename moves it.
@@ -298,7 +300,7 @@ impl StageStore {
 
     /// Order: a commit is answered only after both folders are durable, whoever answers.
     fn sync_published(&self, stage: &Stage) -> Result<()> {
-        self.root.sync()?;
+        sabotage::unless("M3", || self.root.sync())?;
         stage.dir.sync()
     }
 
@@ -353,7 +355,7 @@ impl StageStore {
     fn remove(&self, parent: &Dir, dir: &Dir, job: JobId) -> Result<()> {
         dir.remove_file(JOURNAL)?;
         parent.remove_dir(&self.folder(job))?;
-        parent.sync()?;
+        sabotage::unless("M4", || parent.sync())?;
         self.names().remove(&job);
         Ok(())
     }
@@ -548,5 +550,120 @@ mod tests {
         assert!(matches!(recovered[0].settled, Settled::RolledBack), "{recovered:?}");
         assert_eq!(store.stages().unwrap(), []);
         assert!(store.root.facts_of("m-1").unwrap().is_some());
+    }
+}
+
+#[cfg(all(test, races))]
+mod races {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::chunk::Content;
+    use crate::geometry::{ChunkIndex, ChunkRun};
+    use crate::job::sample_spec;
+    use crate::manifest::TableBuilder;
+    use crate::options::Limits;
+    use crate::region::{Outcome, Vote, Wish};
+    use crate::sync::races::check;
+
+    /// In memory, where there is such a folder: a schedule makes and removes a whole stage.
+    fn folder() -> tempfile::TempDir {
+        let memory = std::path::Path::new("/dev/shm");
+        if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+    }
+
+    fn manifest() -> Manifest {
+        let spec = sample_spec();
+        let mut table = TableBuilder::new(spec.geometry);
+        let all = ChunkRun::new(ChunkIndex::new(0), spec.geometry.chunk_count());
+        table.put(all, Content::Zero);
+        Manifest::new(table.finish().unwrap(), Some(spec.job), BTreeMap::new()).unwrap()
+    }
+
+    /// As `until_decided`, without a clock.
+    fn insist<T>(ask: impl Fn() -> Result<Option<T>>) -> T {
+        loop {
+            if let Some(answer) = ask().unwrap() {
+                return answer;
+            }
+            shuttle::thread::yield_now();
+        }
+    }
+
+    fn race(layout: Layout) {
+        let (temp, spec) = (folder(), sample_spec());
+        let open = || {
+            let root = Dir::open_path(temp.path()).unwrap();
+            Arc::new(StageStore::new(root, layout, "here".into()))
+        };
+        let owned = open().stage(&spec, "m-1").unwrap();
+        let cancel = || {
+            let (store, spec) = (open(), spec.clone());
+            shuttle::thread::spawn(move || {
+                insist(|| store.try_cancel(spec.job, &spec.target.image))
+            })
+        };
+        let cancels = [cancel(), cancel()];
+        let owner = shuttle::thread::spawn(move || {
+            owned.prepare(&manifest()).unwrap();
+            let ended = insist(|| owned.try_publish());
+            // As the driver does, after either.
+            match ended {
+                Outcome::Committed => owned.finish().unwrap(),
+                Outcome::Cancelled => assert_eq!(insist(|| owned.try_discard()), ended),
+            }
+            ended
+        });
+        let votes = cancels.map(|cancel| cancel.join().unwrap());
+        let ended = owner.join().unwrap();
+        let published = temp.path().join("m-1").exists();
+        assert_eq!(published, ended == Outcome::Committed, "{votes:?}");
+        for vote in votes {
+            let agrees = match vote {
+                Vote::Committed => ended == Outcome::Committed,
+                Vote::Cancelled { .. } => ended == Outcome::Cancelled,
+                // All is over and the stage is gone: of a plain file only the index knows.
+                Vote::Unknown => true,
+            };
+            assert!(agrees, "{ended:?}, but {votes:?}");
+        }
+        let first = |vote: &&Vote| matches!(vote, Vote::Cancelled { first: true, .. });
+        let firsts = votes.iter().filter(first).count();
+        assert!(firsts <= 1, "two were told that they decided it: {votes:?}");
+        assert_eq!(open().stages().unwrap(), [], "a stage was left behind: {votes:?}");
+    }
+
+    #[test]
+    fn of_a_commit_and_two_cancels_one_decides_and_all_agree_on_an_image() {
+        check(3, || race(Layout::Images));
+    }
+
+    #[test]
+    fn of_a_commit_and_two_cancels_one_decides_and_all_agree_on_a_file() {
+        check(3, || race(Layout::Files));
+    }
+
+    #[test]
+    fn no_wish_is_lost_to_another_that_comes_at_once() {
+        check(4, || {
+            let (temp, spec) = (folder(), sample_spec());
+            let open = || {
+                let root = Dir::open_path(temp.path()).unwrap();
+                Arc::new(StageStore::new(root, Layout::Files, "here".into()))
+            };
+            let owned = open().stage(&spec, "m-1").unwrap();
+            let limits = Limits::NONE.with_bytes_per_sec(5);
+            let wish = |wish| {
+                let (store, job) = (open(), spec.job);
+                shuttle::thread::spawn(move || assert!(insist(|| store.try_wish(job, wish))))
+            };
+            let wishes = [wish(Wish::Suspend), wish(Wish::Limit(limits))];
+            // The owner may look at any moment, and what it sees is whole.
+            let seen = owned.held().journal.control().unwrap();
+            assert!(seen.limits.is_none_or(|seen| seen == limits));
+            wishes.into_iter().for_each(|wish| wish.join().unwrap());
+            let told = owned.held().journal.control().unwrap();
+            assert_eq!((told.limits, told.suspend_epoch), (Some(limits), Some(0)));
+        });
     }
 }

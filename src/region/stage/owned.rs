@@ -9,6 +9,8 @@ use crate::id::JobId;
 use crate::journal::{Journal, Prepared, Settlement, settle};
 use crate::manifest::Manifest;
 use crate::region::{Outcome, Restored};
+use crate::sabotage;
+use crate::sync;
 
 use super::{DATA, Held, IMAGE, Layout, MANIFEST, Owned, Stage, StageStore, find_data};
 
@@ -99,13 +101,17 @@ impl OwnedStage {
         }
     }
 
+    fn sync_data(&self) -> Result<()> {
+        sabotage::unless("D12", || self.held.data.sync_all())
+    }
+
     fn write_manifest(&self, manifest: &Manifest) -> Result<()> {
         // An earlier attempt may have left one behind.
         self.inner.remove_file(MANIFEST)?;
         let file = self.inner.create_file(MANIFEST, 0o600)?;
         manifest.encode_to(&mut file.writer())?;
         file.set_mode(IMAGE_FILE_MODE)?;
-        file.sync_all()
+        sabotage::unless("D10", || file.sync_all())
     }
 }
 
@@ -130,19 +136,18 @@ impl Owned for OwnedStage {
         let published = match self.store.layout {
             Layout::Images => {
                 self.held.data.set_mode(IMAGE_FILE_MODE)?;
-                self.held.data.sync_all()?;
+                self.sync_data()?;
                 self.write_manifest(manifest)?;
                 self.inner.set_mode(IMAGE_DIR_MODE)?;
                 self.inner.facts()?
             }
             Layout::Files => {
                 self.held.data.set_mode(default_file_mode())?;
-                self.held.data.sync_all()?;
+                self.sync_data()?;
                 self.held.data.facts()?
             }
         };
-        self.inner.sync()?;
-        self.stage.dir.sync()?;
+        sabotage::unless("D11", || self.inner.sync().and_then(|()| self.stage.dir.sync()))?;
         // Order: all of the above before the record that says so.
         self.held.journal.append_prepared(Prepared {
             device: published.device,
@@ -161,6 +166,7 @@ impl Owned for OwnedStage {
             }
             None => {
                 let (payload, name) = (self.store.payload(), &self.held.journal.header().name);
+                sync::point();
                 // The decision: one rename that replaces nothing.
                 self.stage.dir.rename_no_replace(payload, &self.store.root, name).map_err(
                     |error| error.hint("move what is there out of the way, then resume"),

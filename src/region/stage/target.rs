@@ -14,6 +14,7 @@ use crate::job::{JobState, Progress};
 use crate::journal::{Journal, Status};
 use crate::manifest::Manifest;
 use crate::region::{BoxFuture, LocalFile, Outcome, Restored, Target, Wishes, blocking};
+use crate::sabotage;
 
 /// How long one waits for a decision that another process is taking.
 const DECISION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -154,7 +155,11 @@ impl<O: Owned> Target for JournaledTarget<O> {
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<()>> {
-        self.with(|owned| owned.held().data.sync_data())
+        self.with(|owned| {
+            let sync = || owned.held().data.sync_data();
+            let again = |error| if sabotage::is("M5") { sync() } else { Err(error) };
+            sabotage::unless("M1", || sync().or_else(again))
+        })
     }
 
     fn checkpoint<'a>(&'a self, chunks: &'a [Durable]) -> BoxFuture<'a, Result<()>> {
@@ -165,7 +170,7 @@ impl<O: Owned> Target for JournaledTarget<O> {
     fn read_back(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>> {
         self.with(move |owned| {
             let data = &owned.held().data;
-            data.evict(range)?;
+            sabotage::unless("M8", || data.evict(range))?;
             let mut buffer = vec![0; to_usize(range.len)];
             let count = data.read_at(range.offset, &mut buffer)?;
             // A stage that is too short does not verify.

@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::id::{ImageId, JobId};
 use crate::journal::{Journal, Settlement, settle};
 use crate::region::{StagedJob, Vote, Wish};
+use crate::sabotage;
 
 use super::{Layout, StageStore, read_manifest};
 
@@ -42,7 +43,7 @@ impl StageStore {
         let first = match settle(self.found(&stage, &journal)?) {
             Settlement::FinishCommit => {
                 drop(decision);
-                self.sync_published(&stage)?;
+                sabotage::unless("D7", || self.sync_published(&stage))?;
                 if journal.try_own()? {
                     self.remove(&stage.parent, &stage.dir, job)?;
                 }
@@ -71,7 +72,7 @@ impl StageStore {
             None => false,
         };
         if ours {
-            self.root.sync()?;
+            sabotage::unless("D7", || self.root.sync())?;
         }
         Ok(Some(if ours { Vote::Committed } else { Vote::Unknown }))
     }

@@ -12,6 +12,8 @@ mod record;
 mod slot;
 mod text;
 
+#[cfg(feature = "peer")]
+use super::fuzz_wire;
 use crate::error::{Error, ErrorKind};
 
 /// One target.
@@ -23,7 +25,8 @@ pub struct Body {
     /// Asserts what must hold of those bytes.
     pub run: fn(&[u8], Effort),
     /// How many bytes of heap a decoder may hold for an input of that length: what is configured,
-    /// and what the input pays for. A run may take twice as much, since it also looks on.
+    /// and what the input pays for. A run may take twice as much, since it also looks on. Asked
+    /// before the run, so that what all runs share can be made first.
     pub window: fn(usize) -> usize,
     /// Inputs to begin with, made by the crate's own writers.
     pub seeds: fn() -> Vec<Vec<u8>>,
@@ -40,6 +43,14 @@ pub enum Effort {
 
 /// Every target.
 pub const BODIES: &[Body] = &[
+    // One frame at its longest, in pieces and whole, and as often decoded.
+    #[cfg(feature = "peer")]
+    Body {
+        name: "frame_stream",
+        run: |bytes, _| fuzz_wire::frame_stream(bytes),
+        window: |len| (16 << 10) + 8 * len,
+        seeds: fuzz_wire::of_frames,
+    },
     Body {
         name: "image_path",
         run: image_path::check,
@@ -66,6 +77,27 @@ pub const BODIES: &[Body] = &[
         window: |len| (33 << 19) + 2 * len,
         seeds: manifest::seeds,
     },
+    #[cfg(feature = "peer")]
+    Body {
+        name: "session_pair",
+        run: |bytes, _| fuzz_wire::session_pair(bytes),
+        window: |_| fuzz_wire::session_window(512 << 10),
+        seeds: fuzz_wire::of_scripts,
+    },
+    #[cfg(feature = "peer")]
+    Body {
+        name: "session_receiver",
+        run: |bytes, _| fuzz_wire::session_receiver(bytes),
+        window: |_| fuzz_wire::session_window(512 << 10),
+        seeds: fuzz_wire::of_scripts,
+    },
+    #[cfg(feature = "peer")]
+    Body {
+        name: "session_sender",
+        run: |bytes, _| fuzz_wire::session_sender(bytes),
+        window: |_| fuzz_wire::session_window(512 << 10),
+        seeds: fuzz_wire::of_scripts,
+    },
     Body {
         name: "size",
         run: text::check_size,
@@ -73,6 +105,13 @@ pub const BODIES: &[Body] = &[
         seeds: text::size_seeds,
     },
     Body { name: "slot", run: slot::check, window: |_| 4 << 10, seeds: slot::seeds },
+    #[cfg(feature = "peer")]
+    Body {
+        name: "zstd_chunk",
+        run: |bytes, _| fuzz_wire::zstd_chunk(bytes),
+        window: |len| (128 << 10) + 4 * len,
+        seeds: fuzz_wire::of_chunks,
+    },
 ];
 
 /// The target of that name.

@@ -1,0 +1,314 @@
+//! Chunks as they arrive, what proves them, and what comes of them. Pure.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::chunk::{Content, Digest, Durable, Sealed, Written};
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_u64, to_usize};
+use crate::seal::{Seal, seal};
+use crate::wire::compress;
+use crate::wire::message::{Chunk, Codec, FEATURE_ZSTD, Message, Refusal};
+
+use super::super::LinkId;
+use super::{Expected, Image, InHand, Receiver, ReceiverEvent};
+
+/// What the driver has in hand, until it says what came of it. Each holds back credit.
+#[derive(Debug)]
+#[must_use = "the sender waits for what comes of it"]
+pub struct Ticket {
+    number: u64,
+    runs: Vec<ChunkRun>,
+}
+
+impl Ticket {
+    /// Which chunks it is about.
+    pub fn runs(&self) -> &[ChunkRun] {
+        &self.runs
+    }
+}
+
+/// A chunk that arrived. Nothing that is claimed of its bytes has been checked.
+#[derive(Debug)]
+#[must_use = "the sender waits for what comes of it"]
+pub struct Arrived {
+    ticket: Ticket,
+    geometry: Geometry,
+    chunk: Chunk,
+}
+
+impl Arrived {
+    /// The chunk's number.
+    pub fn index(&self) -> ChunkIndex {
+        self.chunk.index
+    }
+
+    /// Unpacks and hashes it: work for a worker thread. `Err` goes to [`Receiver::refused`] with
+    /// the ticket.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] for bytes that do not unpack to exactly the chunk, that are not what
+    /// their digest says, or that are all zero, which never travels as bytes.
+    pub fn open(self) -> (Ticket, Result<Sealed>) {
+        let Self { ticket, geometry, chunk } = self;
+        let sealed = open(geometry, &chunk);
+        (ticket, sealed)
+    }
+}
+
+fn open(geometry: Geometry, chunk: &Chunk) -> Result<Sealed> {
+    let range = geometry.range(chunk.index);
+    let corrupt =
+        |action: &'static str| Error::new(ErrorKind::Corrupt, action).at("the image", range.offset);
+    let bytes: Bytes = match chunk.codec {
+        Codec::Raw => chunk.bytes.clone(),
+        Codec::Zstd => {
+            let mut bytes = BytesMut::zeroed(to_usize(range.len));
+            compress::unpack(&chunk.bytes, &mut bytes)?;
+            bytes.freeze()
+        }
+    };
+    if to_u64(bytes.len()) != range.len {
+        return Err(corrupt("take chunk: its length is another"));
+    }
+    match seal(geometry, chunk.index, bytes) {
+        Seal::Zero(_) => Err(corrupt("take chunk: its bytes are zeros")),
+        Seal::Data(sealed) if sealed.digest() != chunk.digest => {
+            Err(corrupt("take chunk: its digest is another"))
+        }
+        Seal::Data(sealed) => Ok(sealed),
+    }
+}
+
+impl Receiver {
+    /// A chunk came on that link, as that request.
+    pub(super) fn chunk(&mut self, link: LinkId, id: u64, chunk: Chunk) -> Result<()> {
+        let Some((connection, grant)) = self.links.get(link) else { return Ok(()) };
+        let zstd = connection.agreed().features & FEATURE_ZSTD != 0;
+        let Some(image) = &mut self.image else { return Ok(()) };
+        let cost_bytes = image.geometry.chunk_size().bytes();
+        if grant.open_bytes < cost_bytes {
+            return Err(Error::new(ErrorKind::Invalid, "take a chunk past its credit"));
+        }
+        grant.open_bytes -= cost_bytes;
+        let run = ChunkRun::new(chunk.index, 1);
+        image.admit(&[run], self.on_demand)?;
+        image.check_chunk(&chunk, zstd)?;
+        grant.in_hand_bytes += cost_bytes;
+        let content = Expected::Chunk(chunk.index, chunk.digest);
+        let (geometry, held) = (image.geometry, image.table.digest(chunk.index));
+        let is_declined = self.on_demand && !image.wanted.holds(chunk.index);
+        let ticket = self.take_in_hand(link, id, cost_bytes, content, vec![run]);
+        // Sent again after its first link was lost: the target has it. Or nobody wants it any more.
+        if is_declined || (held == Some(Some(chunk.digest)) && !self.on_demand) {
+            return self.acknowledge(ticket);
+        }
+        self.fulfil(&[run]);
+        self.events.push_back(ReceiverEvent::Arrived(Arrived { ticket, geometry, chunk }));
+        Ok(())
+    }
+
+    /// Runs came that carry no bytes.
+    pub(super) fn runs(
+        &mut self,
+        link: LinkId,
+        id: u64,
+        runs: Vec<ChunkRun>,
+        zero: bool,
+    ) -> Result<()> {
+        let Some(image) = &mut self.image else { return Ok(()) };
+        image.admit(&runs, self.on_demand)?;
+        let mut chunks = runs.iter().flat_map(|run| run.iter());
+        let content = match zero {
+            true if chunks.any(|index| image.contradicts(index, None)) => return Err(lied()),
+            true => Expected::Zeroes,
+            false => {
+                let Some(base) = &image.base else {
+                    return Err(Error::new(ErrorKind::Invalid, "take chunks of no base"));
+                };
+                if chunks.any(|index| image.contradicts(index, base.digest(index))) {
+                    return Err(lied());
+                }
+                Expected::Same
+            }
+        };
+        let ticket = self.take_in_hand(link, id, 0, content, runs);
+        self.fulfil(&ticket.runs);
+        self.events.push_back(match zero {
+            true => ReceiverEvent::Zeroes(ticket),
+            false => ReceiverEvent::Same(ticket),
+        });
+        Ok(())
+    }
+
+    fn take_in_hand(
+        &mut self,
+        link: LinkId,
+        id: u64,
+        cost_bytes: u64,
+        content: Expected,
+        runs: Vec<ChunkRun>,
+    ) -> Ticket {
+        self.last_ticket += 1;
+        self.in_hand.insert(self.last_ticket, InHand { link, id, cost_bytes, content });
+        Ticket { number: self.last_ticket, runs }
+    }
+
+    /// Wants of which everything has arrived.
+    fn fulfil(&mut self, runs: &[ChunkRun]) {
+        let (true, Some(image)) = (self.on_demand, &mut self.image) else { return };
+        runs.iter().for_each(|run| image.wanted.remove(*run));
+        let done: Vec<u64> = self
+            .wants
+            .iter()
+            .filter(|(_, run)| !image.wanted.meets(**run))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in done {
+            self.wants.remove(&id);
+            if let Ok(control) = self.links.control() {
+                control.settle(id);
+            }
+            self.events.push_back(ReceiverEvent::Fulfilled { id });
+        }
+    }
+
+    /// The target accepted what the ticket stands for: every chunk of it, and nothing else. Once
+    /// the session is over this does nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] when `written` is not what the ticket stands for: nothing is
+    /// acknowledged then, and the session is closed.
+    pub fn written(&mut self, ticket: Ticket, written: &[Written]) -> Result<()> {
+        if self.state.is_final() {
+            return Ok(());
+        }
+        let Some(in_hand) = self.in_hand.get(&ticket.number) else { return Ok(()) };
+        let Some(image) = &mut self.image else { return Ok(()) };
+        if !covers(&ticket.runs, written) || !image.matches(&in_hand.content, written) {
+            let told = "acknowledge chunks: they are not those that came";
+            self.fail(Error::new(ErrorKind::Io, told));
+            return Err(Error::new(ErrorKind::Invalid, told));
+        }
+        for chunk in written {
+            image.table.put(chunk.run(), chunk.content());
+        }
+        self.acknowledge(ticket)
+    }
+
+    fn acknowledge(&mut self, ticket: Ticket) -> Result<()> {
+        self.answer_ticket(ticket, &Message::Written)
+    }
+
+    /// What the ticket stands for could not be opened or written. Bytes that are not what their
+    /// digest says close the session, as nothing the peer says can be trusted then; a failure of
+    /// this side refuses the request alone, and the sender may send the chunk again.
+    pub fn refused(&mut self, ticket: Ticket, error: Error) {
+        if error.kind() == ErrorKind::Corrupt {
+            return self.fail(error);
+        }
+        let refusal = Message::Error(Refusal::new(&error));
+        if let Err(error) = self.answer_ticket(ticket, &refusal) {
+            self.fail(error);
+        }
+    }
+
+    fn answer_ticket(&mut self, ticket: Ticket, reply: &Message) -> Result<()> {
+        let Some(in_hand) = self.in_hand.remove(&ticket.number) else { return Ok(()) };
+        if let Some((link, grant)) = self.links.get(in_hand.link) {
+            grant.in_hand_bytes -= in_hand.cost_bytes;
+            link.reply(in_hand.id, reply)?;
+        }
+        self.grant();
+        if self.seal.is_some() && self.in_hand.is_empty() { self.settle_seal() } else { Ok(()) }
+    }
+
+    /// A seal waited for this. Chunks that were refused are missing now: the sender is told.
+    fn settle_seal(&mut self) -> Result<()> {
+        if let Err(error) = self.commit() {
+            self.fail(error);
+        }
+        Ok(())
+    }
+
+    /// These chunks are durable and on record at the stage: the sender is told.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for chunks that were never written.
+    pub fn durable(&mut self, chunks: &[Durable]) -> Result<()> {
+        let Some(image) = &mut self.image else { return Ok(()) };
+        for chunk in chunks {
+            let run = chunk.run();
+            let written = |index| image.table.digest(index).is_some();
+            if !image.geometry.holds(run) || !run.iter().all(written) {
+                return Err(Error::new(ErrorKind::Invalid, "record chunks that did not come"));
+            }
+            image.durable.insert(run);
+        }
+        Ok(())
+    }
+
+    /// What the target has accepted so far, with its digests.
+    pub fn table(&self) -> Option<&crate::manifest::TableBuilder> {
+        self.image.as_ref().map(|image| &image.table)
+    }
+}
+
+impl Image {
+    /// Whether these chunks exist, and were asked for if they had to be.
+    fn admit(&self, runs: &[ChunkRun], on_demand: bool) -> Result<()> {
+        if !runs.iter().all(|run| self.geometry.holds(*run)) {
+            return Err(Error::new(ErrorKind::Invalid, "take a chunk outside the image"));
+        }
+        let awaited = |index| self.wanted.holds(index) || self.declined.holds(index);
+        if on_demand && !runs.iter().flat_map(|run| run.iter()).all(awaited) {
+            return Err(Error::new(ErrorKind::Invalid, "take a chunk that nobody wants"));
+        }
+        Ok(())
+    }
+
+    fn check_chunk(&self, chunk: &Chunk, zstd: bool) -> Result<()> {
+        let (len, plain_len) = (to_u64(chunk.bytes.len()), self.geometry.range(chunk.index).len);
+        let fits = match chunk.codec {
+            Codec::Raw => len == plain_len,
+            Codec::Zstd => zstd && len < plain_len,
+        };
+        if !fits {
+            return Err(Error::new(ErrorKind::Invalid, "take a chunk of a wrong length or codec"));
+        }
+        if self.contradicts(chunk.index, Some(chunk.digest)) { Err(lied()) } else { Ok(()) }
+    }
+
+    /// Whether that chunk was announced, or was accepted already, with another content.
+    fn contradicts(&self, index: ChunkIndex, content: Option<Digest>) -> bool {
+        let differs = |known: Option<Option<Digest>>| known.is_some_and(|known| known != content);
+        let expected = self.expected.as_ref().and_then(|expected| expected.digest(index));
+        differs(expected) || differs(self.table.digest(index))
+    }
+
+    fn matches(&self, content: &Expected, written: &[Written]) -> bool {
+        written.iter().all(|chunk| match (content, chunk.content()) {
+            (Expected::Chunk(index, digest), Content::Data { digest: written, .. }) => {
+                chunk.run() == ChunkRun::new(*index, 1) && written == *digest
+            }
+            (Expected::Zeroes, Content::Zero) => true,
+            (Expected::Same, content) => self.base.as_ref().is_some_and(|base| {
+                let digest = match content {
+                    Content::Zero => None,
+                    Content::Data { digest, .. } => Some(digest),
+                };
+                chunk.run().iter().all(|index| base.digest(index) == digest)
+            }),
+            _ => false,
+        })
+    }
+}
+
+/// Whether these chunks, in order, are exactly those of the runs.
+fn covers(runs: &[ChunkRun], written: &[Written]) -> bool {
+    let of_runs = runs.iter().flat_map(|run| run.iter());
+    of_runs.eq(written.iter().flat_map(|chunk| chunk.run().iter()))
+}
+
+fn lied() -> Error {
+    Error::new(ErrorKind::Corrupt, "take a chunk: it is not what was said of it before")
+}
