@@ -31,8 +31,10 @@ impl Dir {
     /// Opens a folder by path, and makes it, and those above it, with mode 0700 where they are
     /// missing. The names of those that it makes are durable when it returns.
     pub(crate) fn open_or_create_path(path: &Path) -> Result<Self> {
+        // What cannot be looked at may well be there: opening it tells what is wrong.
         let is_missing = |above: &Path| {
-            !above.as_os_str().is_empty() && retry_on_intr(|| sys::stat(above)).is_err()
+            let there = || retry_on_intr(|| sys::stat(above));
+            !above.as_os_str().is_empty() && there().is_err_and(|errno| errno == Errno::NOENT)
         };
         let missing: Vec<&Path> = path.ancestors().take_while(|above| is_missing(above)).collect();
         // Whoever made the last one that is there may have died before its sync.

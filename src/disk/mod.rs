@@ -216,6 +216,15 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_that_cannot_be_looked_at_is_not_taken_for_missing() {
+        let (temp, _dir) = folder();
+        // Looking fails for another reason than that nothing is there.
+        let path = temp.path().join("x".repeat(300)).join("jobs");
+        let error = Dir::open_or_create_path(&path).unwrap_err();
+        assert!(error.to_string().contains("open folder"), "{error}");
+    }
+
+    #[test]
     fn holes_are_found_and_made() {
         let (_temp, dir) = folder();
         let file = dir.create_file("f", 0o600).unwrap();
