@@ -91,6 +91,10 @@ impl Fd {
         to: &str,
         flags: RenameFlags,
     ) -> Result<()> {
+        if flags.is_empty() {
+            // The call that every file system and every kernel knows.
+            return rustix::fs::renameat(&self.0, from, &to_dir.0, to);
+        }
         rustix::fs::renameat_with(&self.0, from, &to_dir.0, to, flags)
     }
 
