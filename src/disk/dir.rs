@@ -38,7 +38,7 @@ impl Dir {
         };
         let missing: Vec<&Path> = path.ancestors().take_while(|above| is_missing(above)).collect();
         // Whoever made the last one that is there may have died before its sync.
-        let last = path.ancestors().nth(missing.len()).and_then(Path::parent);
+        let last = path.ancestors().nth(missing.len()).and_then(folder_of);
         if let Some(above) = last
             && let Ok(above) = Self::open_path(above)
         {
@@ -51,8 +51,7 @@ impl Dir {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(errno) => return Err(Error::io("create folder", errno)),
             }
-            let above = made.parent().filter(|above| !above.as_os_str().is_empty());
-            Self::open_path(above.unwrap_or(Path::new(".")))?.sync()?;
+            Self::open_path(folder_of(made).unwrap_or(Path::new(".")))?.sync()?;
         }
         Self::open_path(path)
     }
@@ -262,6 +261,12 @@ impl Drop for DirClaim {
         // By hand: a child that was forked at this moment would keep the claim for a while.
         retry_on_intr(|| self.held.0.lock_whole(FlockOperation::Unlock)).ok();
     }
+}
+
+/// The folder that a path's last name is in: the present one where the path is that name alone.
+fn folder_of(path: &Path) -> Option<&Path> {
+    let above = path.parent()?;
+    Some(if above.as_os_str().is_empty() { Path::new(".") } else { above })
 }
 
 fn absent_is_none<T>(found: Result<T>) -> Result<Option<T>> {

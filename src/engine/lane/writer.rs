@@ -207,7 +207,10 @@ mod tests {
         let temp = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let dir = Dir::open_path(temp.path()).unwrap();
         let file = Arc::new(dir.create_file("f", 0o600).unwrap());
-        let Some(direct) = Writer::new(LocalFile::of(file).unwrap()).direct else { return };
+        let Some(direct) = Writer::new(LocalFile::of(file).unwrap()).direct else {
+            eprintln!("skipped: the file system here takes no direct writes");
+            return;
+        };
         assert!(!direct.write_direct_at(1, &[7; 100]).unwrap());
     }
 
