@@ -20,8 +20,8 @@ const PROBE_AGAIN_BYTES: u64 = 64 << 20;
 const HOLD_BYTES: u64 = 1 << 30;
 /// What direct writes of all threads together must reach to be kept. Below it the device is the
 /// limit: a copy through memory costs nothing beside it, and the page cache keeps its queue deeper
-/// than a handful of threads can.
-const DIRECT_BYTES_PER_SEC_MIN: u64 = 1536 << 20;
+/// than a handful of threads can. Above it the memory and the cores are.
+const DIRECT_BYTES_PER_SEC_MIN: u64 = 2560 << 20;
 
 /// The staged file of a local copy.
 #[derive(Debug)]
