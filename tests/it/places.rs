@@ -138,6 +138,9 @@ impl Device {
 /// The right to use loop devices: whoever looks for a free one disturbs those who use theirs.
 pub(crate) static LOOP_DEVICES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
+/// How often a loop device is asked for while others take theirs.
+const LOOP_TRIES_MAX: u32 = 100;
+
 /// A loop device, detached when dropped.
 #[derive(Debug)]
 pub(crate) struct LoopDevice(PathBuf);
@@ -150,12 +153,20 @@ impl LoopDevice {
     pub(crate) fn over(folder: &tempfile::TempDir) -> Result<Self, String> {
         let backing = folder.path().join("backing");
         fs::write(&backing, vec![0xaa; 1 << 20]).unwrap();
-        let made = Command::new("losetup").args(["--find", "--show"]).arg(&backing).output();
-        let made = made.map_err(|error| format!("losetup: {error}"))?;
-        if !made.status.success() {
-            return Err(format!("losetup: {}", String::from_utf8_lossy(&made.stderr).trim()));
+        let mut tries = 0;
+        loop {
+            let made = Command::new("losetup").args(["--find", "--show"]).arg(&backing).output();
+            let made = made.map_err(|error| format!("losetup: {error}"))?;
+            if made.status.success() {
+                return Ok(Self(String::from_utf8(made.stdout).unwrap().trim().into()));
+            }
+            let said = String::from_utf8_lossy(&made.stderr).trim().to_owned();
+            tries += 1;
+            // Somebody else took the free one before it was ours: the next one, then.
+            if !said.contains("Device or resource busy") || tries == LOOP_TRIES_MAX {
+                return Err(format!("losetup: {said}"));
+            }
         }
-        Ok(Self(String::from_utf8(made.stdout).unwrap().trim().into()))
     }
 }
 

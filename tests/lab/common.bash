@@ -25,7 +25,15 @@ export BLOCKFERRY_STATE_DIR=$work/state PATH=$PATH:/usr/sbin:/sbin
 mkdir "$work/mnt"
 loop() { # loop SIZE -> a loop device, in $device
     truncate -s "$1" "$work/back.${#devices[@]}"
-    device=$(losetup --find --show "$work/back.${#devices[@]}")
+    local try
+    for try in {1..100}; do
+        device=$(losetup --find --show "$work/back.${#devices[@]}" 2>"$work/losetup") && break
+        # Somebody else took the free one before it was ours: the next one, then.
+        if ! grep -q 'resource busy' "$work/losetup" || [ "$try" = 100 ]; then
+            cat "$work/losetup" >&2
+            return 1
+        fi
+    done
     devices+=("$device")
 }
 field() { # field NAME: a field of the JSON that the last command wrote

@@ -174,6 +174,8 @@ def parsed(line):
 LIBC = ctypes.CDLL(None, use_errno=True)
 LOOP_SET_FD, LOOP_CLR_FD, LOOP_CTL_GET_FREE = 0x4C00, 0x4C01, 0x4C82
 FICLONE, MS_REMOUNT = 0x40049409, 32
+# How often a loop device is asked for while others take theirs.
+LOOP_TRIES_MAX = 100
 
 
 def mount(device, folder, kind, options="", again=False):
@@ -203,7 +205,7 @@ def loop(path):
     backing = os.open(path, os.O_RDWR)
     control = os.open("/dev/loop-control", os.O_RDWR)
     try:
-        while True:
+        for tries_left in reversed(range(LOOP_TRIES_MAX)):
             name = f"/dev/loop{fcntl.ioctl(control, LOOP_CTL_GET_FREE)}"
             device = os.open(name, os.O_RDWR)
             try:
@@ -212,7 +214,7 @@ def loop(path):
             except OSError as error:
                 os.close(device)
                 # Somebody else took it in between: the next one, then.
-                if error.errno != errno.EBUSY:
+                if error.errno != errno.EBUSY or not tries_left:
                     raise
     finally:
         os.close(control)

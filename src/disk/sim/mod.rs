@@ -290,8 +290,8 @@ impl Simulation {
         Ok(())
     }
 
-    /// Puts a file there, or other bytes into the one that is there, as durable as can be. Pages of
-    /// zeros are holes in it.
+    /// Puts a file there, or other bytes into the one that is there, and makes that durable, with
+    /// the names in its folder if its own is new. Pages of zeros are holes in it.
     ///
     /// # Errors
     /// `Io` where its folder is missing.
@@ -300,9 +300,7 @@ impl Simulation {
         let capacity = std::mem::replace(&mut world.volume.room.capacity, u64::MAX);
         let put = world.put(path, bytes);
         world.volume.room.capacity = capacity;
-        put.map_err(|errno| Error::io("write simulated file", errno))?;
-        world.volume.sync_everything();
-        Ok(())
+        put.map_err(|errno| Error::io("write simulated file", errno))
     }
 
     /// What a file holds; `None` where there is none.
@@ -314,6 +312,13 @@ impl Simulation {
             inode.read(0, &mut bytes);
             bytes
         })
+    }
+
+    /// The permission bits of what lies there; `None` where there is nothing.
+    pub fn mode(&self, path: &str) -> Option<u32> {
+        let world = self.shared.world();
+        let inode = world.volume.inode(world.volume.walk(path).ok()?).ok()?;
+        Some(inode.mode())
     }
 
     /// All paths below a folder, those of folders with a slash at the end.
@@ -417,7 +422,9 @@ impl World {
         let now = self.now_ns();
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
         let dir = self.volume.walk(folder)?;
-        let number = match self.volume.find(dir, name) {
+        let found = self.volume.find(dir, name);
+        let is_new = found == Err(Errno::NOENT);
+        let number = match found {
             Err(Errno::NOENT) => {
                 let fresh = Inode::new(Kind::File, 0o644, now);
                 self.volume.create(dir, name, fresh, &mut self.rng)?
@@ -432,6 +439,10 @@ impl World {
             if page.iter().any(|byte| *byte != 0) {
                 file.write(to_u64(n) * 4096, page, room)?;
             }
+        }
+        file.sync(false);
+        if is_new {
+            self.volume.sync_names(dir);
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use blockferry::ErrorKind;
-use blockferry::engine::{CancelAnswer, Engine, Job, JobOutcome, Shutdown};
+use blockferry::engine::{CancelAnswer, CancelReply, Engine, Job, JobOutcome, Shutdown};
 use blockferry::id::JobId;
 use blockferry::job::JobState;
 use blockferry::options::Limits;
@@ -13,7 +13,7 @@ use blockferry::testing::{Action, Failure, Faults, Rng};
 use tokio::time::{sleep, timeout};
 
 use super::host::{
-    AGES, DESTINATIONS, Daemon, Host, SOURCE, bytes_of, in_simulation, panics, request, verified,
+    AGES, DESTINATIONS, Daemon, Host, TARGETS, bytes_of, in_simulation, panics, request, verified,
 };
 use super::oracle::Oracle;
 use crate::world::{end, region};
@@ -26,6 +26,8 @@ pub(crate) struct Case {
     pub(crate) file_system: &'static str,
     /// The source is an image with digests of its own.
     pub(crate) vouched: bool,
+    /// The source is an image in memory.
+    pub(crate) in_memory: bool,
     pub(crate) often: bool,
     pub(crate) verify: bool,
     /// Pages of room, if it is scarce.
@@ -52,6 +54,7 @@ pub(crate) enum Step {
     Wait { ms: u64 },
     Clock { ms: i64 },
     Touch,
+    Stranger,
 }
 
 /// What a life came to.
@@ -87,11 +90,13 @@ impl Case {
         let verify = rng.chance(1, 3);
         faults.flipped_reads = if vouched { rate(rng, &[0, 50_000]) } else { 0 };
         faults.rotten_syncs = if verify { rate(rng, &[0, 200_000]) } else { 0 };
+        faults.misdirected = if verify { rate(rng, &[0, 200_000]) } else { 0 };
         let mut case = Self {
             seed,
             source_len: rng.pick(&[0, 1, 5_000, 65_536, 70_001, 140_000, 262_144]).unwrap(),
             file_system: rng.pick(&["ext4", "ext4", "xfs", "tmpfs", "other"]).unwrap(),
             vouched,
+            in_memory: !vouched && rng.chance(1, 6),
             often: rng.chance(1, 2),
             verify,
             room: rng.chance(1, 8).then(|| 20 + rng.below(150)),
@@ -109,15 +114,25 @@ impl Case {
         }
         case
     }
+
+    /// Whether a call can be made to fail so, and not only for want of room.
+    fn fails_with(&self, failure: Failure) -> bool {
+        let (at_random, planned) =
+            (&self.faults, [Action::Fail(failure), Action::FailFrom(failure)]);
+        let rate = if failure == Failure::Io { at_random.io } else { at_random.no_space };
+        let is_planned =
+            |step: &Step| matches!(step, Step::Plan { action, .. } if planned.contains(action));
+        rate > 0 || self.steps.iter().any(is_planned)
+    }
 }
 
-const KINDS: u64 = 15;
+const KINDS: u64 = 16;
 
 impl Step {
     fn start(rng: &mut Rng) -> Self {
         Self::Start {
             engine: small(rng, 2),
-            to: small(rng, 3),
+            to: small(rng, 4),
             token: rng.chance(1, 2).then(|| u8::try_from(rng.below(2)).unwrap()),
             slow: rng.chance(1, 4),
         }
@@ -129,7 +144,7 @@ impl Step {
         match rng.pick(kinds).unwrap_or(0) {
             0 => Self::start(rng),
             1 => Self::Cancel { engine, nth },
-            2 => Self::CancelImage { engine, to: small(rng, 3) },
+            2 => Self::CancelImage { engine, to: small(rng, 4) },
             3 => Self::Suspend { engine, nth },
             4 => Self::Resume { engine, nth },
             5 => Self::Limit { engine, nth, slow: rng.chance(1, 2) },
@@ -142,6 +157,7 @@ impl Step {
                 ms: 31_536_000 * i64::try_from(rng.below(2001)).unwrap() - 31_536_000_000,
             },
             12 => Self::Touch,
+            13 => Self::Stranger,
             _ => Self::Plan { ahead: rng.below(300), action: action(rng) },
         }
     }
@@ -161,6 +177,7 @@ fn action(rng: &mut Rng) -> Action {
         Action::PowerAfter(keep),
         Action::Fail(failure),
         Action::FailFrom(failure),
+        Action::Full,
     ];
     rng.pick(&all).unwrap()
 }
@@ -202,6 +219,7 @@ impl Life {
         }
         let mut oracle = Oracle::default();
         oracle.knows_source(source);
+        oracle.may_overlook = case.fails_with(Failure::Io);
         if case.vouched {
             host.put_image().await;
             host.sim.make_flaky("a/image/data");
@@ -224,7 +242,7 @@ impl Life {
             if let Step::Touch = step {
                 version += 1;
                 let bytes = bytes_of(version, case.source_len);
-                self.host.sim.write(SOURCE, &bytes).unwrap();
+                self.host.change_source(&bytes);
                 self.oracle().knows_source(bytes);
             }
             self.step(step, case).await;
@@ -256,6 +274,7 @@ impl Life {
                 self.oracle().may_forget = true;
             }
             Step::Touch => {}
+            Step::Stranger => self.oracle().knows_stranger(self.host.put_stranger()),
             Step::Plan { ahead, action } => {
                 self.host.sim.plan(self.host.sim.call_count() + ahead, action);
             }
@@ -313,10 +332,21 @@ async fn ask(daemon: Daemon, oracle: Arc<Mutex<Oracle>>, step: Step, case: Case)
         let started = oracle.lock().unwrap().started();
         (!started.is_empty()).then(|| started[nth % started.len()])
     };
+    let answered = |reply: blockferry::Result<CancelReply>| match reply {
+        Ok(reply) => tell(&|oracle| oracle.was_answered(&reply)),
+        Err(error) if error.kind() == ErrorKind::NoSpace && !case.fails_with(Failure::NoSpace) => {
+            tell(&|oracle| oracle.violated(told("a cancel needs no room", &error)));
+        }
+        Err(_) => {}
+    };
     let limits = |slow| if slow { Limits::NONE.with_bytes_per_sec(32 << 10) } else { Limits::NONE };
     match step {
         Step::Start { to, token, slow, .. } => {
-            let from = if case.vouched { "a/image" } else { "s/image" };
+            let from = match (case.vouched, case.in_memory) {
+                (true, _) => "a/image",
+                (_, true) => "m/image",
+                _ => "s/image",
+            };
             let mut options = verified(case.verify).with_limits(limits(slow));
             if let Some(token) = token {
                 options = options.with_token(format!("{token}-{to}-{slow}"));
@@ -334,15 +364,13 @@ async fn ask(daemon: Daemon, oracle: Arc<Mutex<Oracle>>, step: Step, case: Case)
         }
         Step::Cancel { nth, .. } => {
             let Some((job, _)) = nth_job(nth) else { return };
-            if let Ok(reply) = engine.cancel(job).await {
-                tell(&|oracle| oracle.was_answered(&reply));
-            }
+            oracle.lock().unwrap().is_asked(job);
+            answered(engine.cancel(job).await);
         }
         Step::CancelImage { to, .. } => {
+            oracle.lock().unwrap().is_asked_at(to);
             let to = end(DESTINATIONS[to]);
-            if let Ok(reply) = engine.cancel_image(&to.region, &to.image).await {
-                tell(&|oracle| oracle.was_answered(&reply));
-            }
+            answered(engine.cancel_image(&to.region, &to.image).await);
         }
         Step::Suspend { nth, .. } => {
             let Some((job, _)) = nth_job(nth) else { return };
@@ -353,12 +381,15 @@ async fn ask(daemon: Daemon, oracle: Arc<Mutex<Oracle>>, step: Step, case: Case)
             engine.limit(job, limits(slow)).await.ok();
         }
         Step::Recover { .. } => {
-            for name in ["b", "t"] {
+            for name in TARGETS {
                 engine.recover(&region(name)).await.ok();
             }
         }
         Step::Shutdown { cancel, .. } => {
             let mode = if cancel { Shutdown::Cancel } else { Shutdown::Suspend };
+            if cancel {
+                (0..DESTINATIONS.len()).for_each(|to| oracle.lock().unwrap().is_asked_at(to));
+            }
             engine.shutdown(mode, Duration::from_secs(10)).await;
             process.kill();
         }
@@ -370,6 +401,19 @@ async fn follow(daemon: &Daemon, oracle: &Mutex<Oracle>, job: &Job) {
     let outcome = job.wait().await;
     if daemon.process.is_alive() {
         oracle.lock().unwrap().was_told(job.id(), &outcome);
+        if let Err(what) = all_ended(&daemon.engine) {
+            oracle.lock().unwrap().violated(what);
+        }
+    }
+}
+
+/// Once no job runs in an engine, every move that it ever began has ended.
+pub(crate) fn all_ended(engine: &Engine) -> Result<(), String> {
+    let metrics = engine.metrics();
+    let mut counts = metrics.regions.iter().filter(|_| metrics.jobs.is_empty());
+    match counts.find(|(_, counts)| !counts.moves.is_balanced()) {
+        Some((name, counts)) => Err(format!("moves to {name} went missing: {:?}", counts.moves)),
+        None => Ok(()),
     }
 }
 
@@ -378,7 +422,7 @@ pub(crate) async fn settle(host: &Host, oracle: &Mutex<Oracle>, dice: u64) -> Re
     let daemon = host.daemon(false).await.map_err(|error| told("open", &error))?;
     let engine = &*daemon.engine;
     let mut left = Vec::new();
-    for name in ["b", "t"] {
+    for name in TARGETS {
         let found = engine.recover(&region(name)).await;
         for found in found.map_err(|error| told("recover", &error))? {
             match found.settled {
@@ -421,6 +465,7 @@ pub(crate) async fn settle(host: &Host, oracle: &Mutex<Oracle>, dice: u64) -> Re
     }
     oracle.lock().unwrap().look(host);
     copy_again(host, oracle, engine).await?;
+    all_ended(engine)?;
     engine.shutdown(Shutdown::Suspend, AGES).await;
     daemon.process.kill();
     Ok(())
@@ -451,6 +496,7 @@ async fn end_job(
             Err(error) => return Err(told("resume", &error)),
         }
     }
+    oracle.lock().unwrap().is_asked(job);
     let reply = engine.cancel(job).await.map_err(|error| told("cancel", &error))?;
     oracle.lock().unwrap().was_answered(&reply);
     match reply.answer {
