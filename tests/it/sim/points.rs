@@ -18,8 +18,8 @@ use super::host::{
     AGES, DESTINATIONS, Daemon, FILE, Host, MEMORY, TARGETS, bytes_of, in_simulation, options,
     panics, request,
 };
-use super::life::{all_ended, settle};
 use super::oracle::Oracle;
+use super::settle::{all_ended, settle};
 use crate::world::{end, region};
 
 const KILLS: [Action; 2] = [Action::KillBefore, Action::KillAfter];
