@@ -628,6 +628,17 @@ mod tests {
     }
 
     #[test]
+    fn a_run_of_zeros_is_one_item_of_progress_however_long_it_is() {
+        let count = u32::try_from(PROGRESS_CHUNKS_MAX).unwrap() + 1;
+        let chunk_size = sample_spec().geometry.chunk_size();
+        let geometry = Geometry::new(u64::from(count) * chunk_size.bytes(), chunk_size).unwrap();
+        let mut out = Encoder::new();
+        out.u8(0).u32(0).u32(count);
+        let read = Record::decode(3, &out.finish(), Some(geometry));
+        assert_eq!(read.unwrap(), Record::Progress(vec![zeros(0, count)]));
+    }
+
+    #[test]
     fn what_was_done_in_place_is_replayed() {
         let mut records = sample();
         records.push(Record::Done);

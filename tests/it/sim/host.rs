@@ -152,7 +152,7 @@ impl Host {
 
     fn visible_in_memory(&self, name: &ImageId) -> Option<Visible> {
         let bytes = self.memory.bytes(name)?.to_vec();
-        let job = match at_once(self.memory.locate(name)).unwrap() {
+        let job = match at_once(self.memory.locate(name)) {
             Located::Committed(job) => job,
             _ => None,
         };
@@ -174,7 +174,7 @@ impl Host {
                 add(path.split('/').next().unwrap(), path);
             }
         }
-        let in_memory = at_once(self.memory.jobs()).unwrap();
+        let in_memory = at_once(self.memory.jobs());
         staged.extend(in_memory.into_iter().map(|staged| (staged.spec.job, !staged.cancelled)));
         staged
     }
@@ -184,18 +184,19 @@ impl Host {
         let mut left = self.sim.paths(STAGES);
         left.extend(self.sim.paths("files").into_iter().filter(|path| path.starts_with('.')));
         left.extend(self.sim.paths("state/jobs").into_iter().filter(|path| path.ends_with(".new")));
-        let in_memory = at_once(self.memory.jobs()).unwrap();
+        let in_memory = at_once(self.memory.jobs());
         left.extend(in_memory.iter().map(|staged| format!("m: job {}", staged.spec.job)));
         left
     }
 }
 
 /// What a region in memory answers: it never keeps anybody waiting.
-fn at_once<T>(answer: impl Future<Output = T>) -> T {
+fn at_once<T>(answer: impl Future<Output = blockferry::Result<T>>) -> T {
     match pin!(answer).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(answer) => answer,
-        Poll::Pending => panic!("a region in memory keeps us waiting"),
+        Poll::Ready(answer) => Some(answer.unwrap()),
+        Poll::Pending => None,
     }
+    .unwrap()
 }
 
 #[derive(Clone, Debug)]
