@@ -25,11 +25,12 @@ export BLOCKFERRY_STATE_DIR=$work/state PATH=$PATH:/usr/sbin:/sbin
 mkdir "$work/mnt"
 loop() { # loop SIZE -> a loop device, in $device
     truncate -s "$1" "$work/back.${#devices[@]}"
+    # Not the first free one: whoever else asks for that at the same moment looks into ours.
     local try
-    for try in {1..100}; do
-        device=$(losetup --find --show "$work/back.${#devices[@]}" 2>"$work/losetup") && break
-        # Somebody else took the free one before it was ours: the next one, then.
-        if ! grep -q 'resource busy' "$work/losetup" || [ "$try" = 100 ]; then
+    for try in {0..63}; do
+        device=/dev/loop$((192 + ($$ + try) % 64))
+        losetup "$device" "$work/back.${#devices[@]}" 2>"$work/losetup" && break
+        if [ "$try" = 63 ] || ! grep -q 'resource busy' "$work/losetup"; then
             cat "$work/losetup" >&2
             return 1
         fi

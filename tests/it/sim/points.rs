@@ -50,9 +50,18 @@ const BROKEN_MAX: usize = 16;
 /// What a crash is where pairs of them are tried.
 const CRASHES: [Action; 3] = [Action::KillAfter, Action::PowerAfter(0), Action::PowerAfter(100)];
 
-/// So slow that whatever runs is still running two seconds later.
+fn at_most(bytes_per_sec: u64) -> CopyOptions {
+    options().with_limits(Limits::NONE.with_bytes_per_sec(bytes_per_sec))
+}
+
+/// Slow enough that something can come in between.
 fn slow() -> CopyOptions {
-    options().with_limits(Limits::NONE.with_bytes_per_sec(20_000))
+    at_most(20_000)
+}
+
+/// So slow that what lies behind the first chunk takes more than two seconds.
+fn crawling() -> CopyOptions {
+    at_most(1_000)
 }
 
 /// What is done while something goes wrong.
@@ -203,8 +212,9 @@ impl Stage {
             }
             (_, Some(job)) => daemon.engine.resume(job).await,
             (_, None) => {
-                let request = request("s/image", DESTINATIONS[destination], options());
-                daemon.engine.copy(request).await
+                // Where several chunks are under way, most of them are to wait for their turn.
+                let options = if destination == MEMORY { slow() } else { options() };
+                daemon.engine.copy(request("s/image", DESTINATIONS[destination], options)).await
             }
         };
         let Ok(job) = started else { return };
@@ -219,7 +229,7 @@ impl Stage {
         }
     }
 
-    /// What others do while a call stands still; they are given two seconds before it goes on.
+    /// What others do while a call stands still; they are given some time before it goes on.
     async fn beside(&self, doing: Doing) {
         self.host.sim.taken().await;
         let Ok(other) = self.host.daemon(true).await else { return };
@@ -231,7 +241,12 @@ impl Stage {
                 _ => self.cancel_beside(&other, false).await,
             }
         });
-        if timeout(Duration::from_secs(2), others.as_mut()).await.is_err() {
+        // A cancel waits 30 seconds for clean; then it is told what was decided, and no more.
+        let patience = match (doing, self.scenario) {
+            (Doing::CancelAtThenPower(..), Scenario::Copy) => Duration::from_secs(40),
+            _ => Duration::from_secs(2),
+        };
+        if timeout(patience, others.as_mut()).await.is_err() {
             self.host.sim.release();
             others.await;
         }
@@ -252,7 +267,7 @@ impl Stage {
 
     async fn start_beside(&self, other: &Daemon) {
         let destination = self.scenario.destination();
-        let request = request("s/image", DESTINATIONS[destination], slow());
+        let request = request("s/image", DESTINATIONS[destination], crawling());
         let Ok(job) = other.engine.copy(request).await else { return };
         self.oracle().was_started(job.id(), destination);
         self.oracle().look(&self.host);
