@@ -154,8 +154,8 @@ impl LoopDevice {
     pub(crate) fn over(folder: &tempfile::TempDir) -> Result<Self, String> {
         let backing = folder.path().join("backing");
         fs::write(&backing, vec![0xaa; 1 << 20]).unwrap();
-        // Not the first free one: whoever else asks for that at the same moment looks into ours, and
-        // keeps us from opening it alone.
+        // Not the first free one: whoever else asks for that at the same moment looks into ours,
+        // and keeps us from opening it alone.
         let ours = std::process::id() % LOOP_COUNT;
         for number in (0..LOOP_COUNT).map(|n| LOOP_FIRST + (ours + n) % LOOP_COUNT) {
             let device = PathBuf::from(format!("/dev/loop{number}"));

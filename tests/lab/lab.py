@@ -174,8 +174,8 @@ def parsed(line):
 LIBC = ctypes.CDLL(None, use_errno=True)
 LOOP_SET_FD, LOOP_CLR_FD, LOOP_CTL_ADD = 0x4C00, 0x4C01, 0x4C80
 FICLONE, MS_REMOUNT = 0x40049409, 32
-# Which loop devices are ours to take. Not the first free one: whoever else asks for that at the same
-# moment looks into ours, and keeps it from being mounted.
+# Which loop devices are ours to take. Not the first free one: whoever else asks for that at the
+# same moment looks into ours, and keeps it from being mounted.
 LOOP_FIRST, LOOP_COUNT = 128, 64
 
 

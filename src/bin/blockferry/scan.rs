@@ -11,8 +11,8 @@ use blockferry::seal::{ChunkHasher, content_digest, is_zero, zero_digest};
 use blockferry::{Error, ErrorKind, Result};
 use tokio::task::{JoinSet, spawn_blocking};
 
-/// How much is read at a time, however large the chunks are: buffers that pass from thread to thread
-/// are kept by the allocator of each, so large ones would add up.
+/// How much is read at a time, however large the chunks are: buffers that pass from thread to
+/// thread are kept by the allocator of each, so large ones would add up.
 const PIECE_BYTES: u64 = 256 << 10;
 
 /// What an image turned out to hold.

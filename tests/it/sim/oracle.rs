@@ -221,8 +221,8 @@ impl Oracle {
         }
     }
 
-    /// Of a job that is clean nothing is left; and of two jobs to one destination, one waits for the
-    /// other to end.
+    /// Of a job that is clean nothing is left; and of two jobs to one destination, one waits for
+    /// the other to end.
     fn look_at_stages(&mut self, host: &Host) {
         let mut to = [None; DESTINATIONS.len()];
         for (job, holds_bytes) in host.staged() {
