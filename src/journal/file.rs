@@ -197,13 +197,21 @@ impl Journal {
         self.tail().prepared
     }
 
-    pub(crate) fn is_done(&self) -> bool {
-        self.tail().done
+    /// As [`Journal::prepared`], also of a journal whose log was not read: see [`Journal::watch`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when the log is damaged in a way that no crash can cause.
+    pub(crate) fn read_prepared(&self) -> Result<Option<Prepared>> {
+        if !self.watching {
+            return Ok(self.prepared());
+        }
+        let mut read = |at: u64, buffer: &mut [u8]| read_padded(&self.file, at, buffer);
+        let found = replay(self.job(), self.file.len()?, LOG_AT, &mut read, &mut |_| {})?;
+        Ok(found.and_then(|found| found.prepared))
     }
 
-    /// Whether it was opened by [`Journal::watch`]: then its log was not read.
-    pub(crate) fn is_watching(&self) -> bool {
-        self.watching
+    pub(crate) fn is_done(&self) -> bool {
+        self.tail().done
     }
 
     fn job(&self) -> JobId {

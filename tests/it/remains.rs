@@ -9,7 +9,7 @@ use blockferry::geometry::{ChunkSize, Geometry};
 use blockferry::id::JobId;
 use blockferry::job::{Fingerprint, JobSpec};
 use blockferry::options::Limits;
-use blockferry::region::Settled;
+use blockferry::region::{Settled, Vote};
 use blockferry::testing::{Hook, Hooked, When};
 use blockferry::{Error, ErrorKind};
 
@@ -69,6 +69,20 @@ async fn a_stage_that_a_crash_left_without_its_data_is_taken_up_again() {
         drop(place.reopen(&spec).await.unwrap());
         assert_eq!(fs::metadata(&data).unwrap().len(), 256 * KIB);
     }
+}
+
+#[tokio::test]
+async fn a_strangers_file_is_not_taken_for_the_commit_of_a_job_that_never_had_data() {
+    let world = World::new();
+    let (place, spec) = (world.region("target"), spec("target/image"));
+    drop(place.stage(&spec).await.unwrap());
+    // A crash after the journal is durable and before its data is made.
+    fs::remove_file(world.path(&folders("target", spec.job).1).join("data")).unwrap();
+    let stranger = world.target();
+    fs::write(&stranger, b"a stranger's").unwrap();
+    let vote = place.cancel(spec.job, &spec.target.image).await.unwrap();
+    assert_eq!(vote, Vote::Cancelled { first: true, clean: true });
+    assert_eq!(fs::read(&stranger).unwrap(), b"a stranger's");
 }
 
 #[tokio::test]

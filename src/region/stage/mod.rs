@@ -273,22 +273,24 @@ impl StageStore {
         let staged = stage.dir.facts_of(self.payload())?;
         sync::point();
         let named = self.root.facts_of(&journal.header().name)?;
-        // A watcher has not read the log. That the payload left the stage uncancelled is as good:
-        // only the rename moves it.
         let cancelled = journal.is_cancelled()?;
-        let moved = journal.is_watching() && staged.is_none() && !cancelled;
+        // What is not in the stage has left it by the rename, or was never there: the log tells.
+        let prepared = match staged {
+            None if !cancelled => journal.read_prepared()?,
+            _ => journal.prepared(),
+        };
         // A device may have another number after a reboot or a mount: the record's tells nothing.
         // The inode of what a cancel has removed may be a stranger's by now.
-        let ours = |facts: Facts| match (journal.prepared(), staged) {
+        let ours = |facts: Facts| match (prepared, staged) {
             (Some(prepared), None) => !cancelled && prepared.inode == facts.inode,
             (Some(_), Some(staged)) => staged.same_file(&facts),
-            (None, _) => moved,
+            (None, _) => false,
         };
         Ok(Found {
             acknowledged: true,
             cancelled,
             done: false,
-            prepared: journal.prepared().is_some() || moved,
+            prepared: prepared.is_some(),
             staged: staged.is_some(),
             published: match named {
                 None => Published::Nothing,
