@@ -148,11 +148,12 @@ impl File {
         retry_on_intr(|| self.0.sync()).map_err(|errno| Error::io("sync file", errno))
     }
 
-    /// Reserves room for the range without changing what reads give. File systems that cannot are
-    /// left as they are.
-    pub(crate) fn reserve(&self, range: ByteRange) -> Result<()> {
+    /// Reserves room for the range without changing what reads give; tells whether the file system
+    /// could.
+    pub(crate) fn reserve(&self, range: ByteRange) -> Result<bool> {
         self.fallocate(FallocateFlags::KEEP_SIZE, range, "reserve space")
-            .or_else(|error| ignore_unsupported(error).map(drop))
+            .map(|()| true)
+            .or_else(ignore_unsupported)
     }
 
     /// Makes the range read as zeros and gives its room back; tells whether the file system could.

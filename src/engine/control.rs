@@ -148,8 +148,17 @@ impl Inner {
 pub(super) async fn ended_unseen(region: &dyn Region, spec: &JobSpec) -> Result<JobState> {
     Ok(match region.locate(&spec.target.image).await? {
         Located::Committed(Some(job)) if job == spec.job => JobState::Committed,
-        // A plain file does not tell who made it. A device is always there, so it tells nothing.
-        Located::Committed(None) if region.capabilities().atomic_commit => JobState::Committed,
+        Located::Committed(None) if may_be_its_own(region, spec).await? => JobState::Committed,
         _ => JobState::RolledBack,
     })
+}
+
+/// A plain file does not tell who made it, but one of another size is a stranger's. A device is
+/// always there, so it tells nothing.
+async fn may_be_its_own(region: &dyn Region, spec: &JobSpec) -> Result<bool> {
+    if !region.capabilities().atomic_commit {
+        return Ok(false);
+    }
+    let there = region.open(&spec.target.image).await?;
+    Ok(there.size_bytes() == spec.geometry.image_bytes())
 }

@@ -26,8 +26,10 @@ const STATUS_AT: u64 = 40 << 10;
 const LOG_AT: u64 = 48 << 10;
 /// Room that is reserved at the start and kept ahead of the log.
 const RESERVE: u64 = 64 << 10;
+/// `LOG_AT + RESERVE`, as bytes in memory.
+const KEPT: usize = 112 << 10;
 
-const _: () = assert!(HEADER_LEN_MAX as u64 <= CANCEL_AT);
+const _: () = assert!(HEADER_LEN_MAX as u64 <= CANCEL_AT && KEPT as u64 == LOG_AT + RESERVE);
 
 /// The right to run the job.
 const OWNER: LockByte = LockByte(0);
@@ -71,6 +73,15 @@ impl Tail {
     }
 }
 
+/// Keeps room for the slots and the first records: a cancel must not depend on what is free then.
+/// Where room cannot be reserved, zeros take it.
+fn keep_room(file: &File) -> Result<()> {
+    if file.reserve(ByteRange::new(0, LOG_AT + RESERVE))? {
+        return Ok(());
+    }
+    file.write_at(0, &[0; KEPT])
+}
+
 fn read_padded(file: &File, at: u64, buffer: &mut [u8]) -> Result<()> {
     let count = file.read_at(at, buffer)?;
     buffer[count..].fill(0);
@@ -94,7 +105,7 @@ impl Journal {
             return Err(Error::new(ErrorKind::Busy, "own new journal"));
         }
         file.set_len(LOG_AT + RESERVE)?;
-        sabotage::unless("M30", || file.reserve(ByteRange::new(0, LOG_AT + RESERVE)))?;
+        sabotage::unless("M30", || keep_room(&file))?;
         let (bytes, chain) =
             Chain::new(header.spec.job).seal(&Record::Header(Box::new(header.clone())));
         if bytes.len() > HEADER_LEN_MAX {

@@ -53,7 +53,7 @@ impl Writer {
 
     /// Reserves room for bytes that are about to be written.
     pub(super) fn reserve(&self, range: ByteRange) -> Result<()> {
-        self.target.file.reserve(range)
+        self.target.file.reserve(range).map(drop)
     }
 
     /// Gives room back that was reserved for what turned out to be zeros.
