@@ -72,6 +72,25 @@ async fn a_stage_that_a_crash_left_without_its_data_is_taken_up_again() {
 }
 
 #[tokio::test]
+async fn a_start_that_failed_and_could_not_be_undone_is_taken_up_or_cancelled() {
+    let world = World::new();
+    let (place, spec) = (world.region("b"), spec("b/disk"));
+    for is_taken_up in [true, false] {
+        drop(place.stage(&spec).await.unwrap());
+        // The clean-up came as far as the folder of the data.
+        let inner = world.path(&folders("b", spec.job).1);
+        fs::remove_dir_all(&inner).unwrap();
+        if is_taken_up {
+            drop(place.reopen(&spec).await.unwrap());
+            assert_eq!(fs::metadata(inner.join("data")).unwrap().len(), 256 * KIB);
+        }
+        let vote = place.cancel(spec.job, &spec.target.image).await.unwrap();
+        assert_eq!(vote, Vote::Cancelled { first: true, clean: true });
+        assert!(!world.path(&folders("b", spec.job).0).exists());
+    }
+}
+
+#[tokio::test]
 async fn a_strangers_file_is_not_taken_for_the_commit_of_a_job_that_never_had_data() {
     let world = World::new();
     let (place, spec) = (world.region("target"), spec("target/image"));

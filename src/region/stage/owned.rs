@@ -57,7 +57,12 @@ impl OwnedStage {
         }
         let nothing_done = restored.table.missing() == restored.table.geometry().chunk_count();
         let inner = match store.layout {
-            Layout::Images => stage.dir.open_dir(IMAGE)?,
+            Layout::Images => match stage.dir.find_dir(IMAGE)? {
+                Some(inner) => inner,
+                // A start that failed has removed it, and could not remove the journal.
+                None if nothing_done => make_inner(&stage)?,
+                None => return Err(bytes_are_gone(stage.job)),
+            },
             Layout::Files => stage.dir.reopen()?,
         };
         let geometry = journal.header().spec.geometry;
@@ -198,6 +203,12 @@ impl Owned for OwnedStage {
         self.store.clean(&self.stage.parent, &self.stage.dir, self.stage.job)?;
         Ok(Some(Outcome::Cancelled))
     }
+}
+
+fn make_inner(stage: &Stage) -> Result<Dir> {
+    let inner = stage.dir.make_dir(IMAGE, 0o700)?;
+    stage.dir.sync()?;
+    Ok(inner)
 }
 
 fn bytes_are_gone(job: JobId) -> Error {
