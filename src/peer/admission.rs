@@ -42,13 +42,7 @@ pub(super) struct Admission {
 
 impl Admission {
     pub(super) fn new(caps: DoorCaps) -> Self {
-        Self {
-            caps,
-            next: 0,
-            pending: BTreeSet::new(),
-            seated: BTreeMap::new(),
-            seated_all: 0,
-        }
+        Self { caps, next: 0, pending: BTreeSet::new(), seated: BTreeMap::new(), seated_all: 0 }
     }
 
     /// One more knocks. Tells its number, and who must go to make room for it: the one that has
@@ -90,8 +84,11 @@ impl Admission {
         }
         let own = self.seats_of(identity);
         if own >= connections_max {
-            return Err(Error::new(ErrorKind::Busy, format!("let another connection of {identity} in"))
-                .hint(format!("{own} are open")));
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("let another connection of {identity} in"),
+            )
+            .hint(format!("{own} are open")));
         }
         self.pending.remove(&number);
         self.seated.insert(identity.clone(), own + 1);

@@ -49,10 +49,7 @@ impl Share {
     fn new(ceilings: &Ceilings) -> Self {
         let mut limits = Limits::NONE;
         limits.bytes_per_sec = ceilings.rate_max;
-        Self {
-            credits: Credits::new(ceilings.window_bytes_max),
-            throttle: Throttle::new(limits),
-        }
+        Self { credits: Credits::new(ceilings.window_bytes_max), throttle: Throttle::new(limits) }
     }
 
     /// Bytes of an identity that has gone may still be on their way to the disk: as long as they

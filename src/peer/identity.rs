@@ -116,8 +116,25 @@ mod tests {
         }
         let longer = "a".repeat(129);
         for text in [
-            "", ".", "-a", "_a", "a b", "a/b", "a\0b", "ä", "a\n", "*", &longer, "uid:", "uid:-1",
-            "uid:01", "uid:+1", "uid:4294967296", "uid:a", "UID:1", "blockferry:a",
+            "",
+            ".",
+            "-a",
+            "_a",
+            "a b",
+            "a/b",
+            "a\0b",
+            "ä",
+            "a\n",
+            "*",
+            &longer,
+            "uid:",
+            "uid:-1",
+            "uid:01",
+            "uid:+1",
+            "uid:4294967296",
+            "uid:a",
+            "UID:1",
+            "blockferry:a",
         ] {
             let error = text.parse::<Identity>().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Invalid, "{text:?}");

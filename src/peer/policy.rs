@@ -411,12 +411,8 @@ identity = "idle"
             for operation in Operation::ALL {
                 for place in ["a", "b", "c", "*"] {
                     for id in ["m-1", "m-", "m", "shared-x", "other", "M-1"] {
-                        let found = policy.check(
-                            &who(name),
-                            operation,
-                            &region(place),
-                            Some(&image(id)),
-                        );
+                        let found =
+                            policy.check(&who(name), operation, &region(place), Some(&image(id)));
                         let expected = granted(name, operation, place, id);
                         assert_eq!(found.is_ok(), expected, "{name} {operation} {place}/{id}");
                         grants += usize::from(expected);

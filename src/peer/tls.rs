@@ -359,9 +359,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     // The cause is left out: it may quote what it could not read.
-    PrivateKeyDer::from_pem_slice(&contents(path)?).map_err(|_| {
-        nothing_in("a private key that is not encrypted").within(place(path))
-    })
+    PrivateKeyDer::from_pem_slice(&contents(path)?)
+        .map_err(|_| nothing_in("a private key that is not encrypted").within(place(path)))
 }
 
 fn nothing_in(what: &str) -> Error {
