@@ -88,7 +88,7 @@
 //! |---|---|
 //! | none | the library with memory, directory, file and block-device regions |
 //! | `cli` | the `blockferry` command |
-//! | `peer` | the module `wire`: the chunk protocol between two daemons |
+//! | `peer` | the modules `wire`, the chunk protocol between two daemons, and `peer`, who may speak it; with `cli`, `blockferry cert` |
 //! | `testing` | the module `testing`: the conformance suite and the fault wrappers, for those who write regions |
 //!
 //! A feature adds API and never changes what existing code does. Linux only, 5.6 or later.
@@ -107,6 +107,8 @@ pub mod location;
 pub mod manifest;
 pub mod manual;
 pub mod options;
+#[cfg(feature = "peer")]
+pub mod peer;
 pub mod plan;
 pub mod region;
 mod sabotage;

@@ -15,7 +15,7 @@ const ARROWS_PATH: &str = "src/manual/architecture.md";
 const GUARANTEES_PATH: &str = "src/manual/guarantees.md";
 
 /// No I/O, no clock, no randomness, no async: they say so in their first paragraph.
-const PURE_ROOMS: [&str; 18] = [
+const PURE_ROOMS: [&str; 22] = [
     "chunk",
     "codec",
     "engine/retry",
@@ -30,6 +30,10 @@ const PURE_ROOMS: [&str; 18] = [
     "location",
     "manifest",
     "options",
+    "peer/admission",
+    "peer/identity",
+    "peer/min_rate",
+    "peer/policy",
     "plan",
     "seal",
     "throttle",

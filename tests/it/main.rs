@@ -19,5 +19,6 @@ mod shapes;
 mod sim;
 mod source;
 mod space;
+mod tls;
 mod verify;
 mod world;

@@ -1,6 +1,8 @@
 //! The `blockferry` command: the face of the library for people and scripts.
 
 mod cancel;
+#[cfg(feature = "peer")]
+mod cert;
 mod completions;
 mod context;
 mod copy;
@@ -70,6 +72,8 @@ enum Verb {
     Digest(digest::Args),
     Verify(verify::Args),
     Recover(recover::Args),
+    #[cfg(feature = "peer")]
+    Cert(cert::Args),
     Demo(demo::Args),
     Completions(completions::Args),
 }
@@ -89,6 +93,8 @@ impl Verb {
             Self::Digest(args) => (args.common.json, Shape::Digest),
             Self::Verify(args) => (args.common.json, Shape::Verify),
             Self::Recover(args) => (args.common.json, Shape::Recover),
+            #[cfg(feature = "peer")]
+            Self::Cert(args) => (args.json, Shape::Cert),
             Self::Demo(_) | Self::Completions(_) => (false, Shape::Job),
         }
     }
@@ -118,6 +124,8 @@ impl Verb {
             Self::Digest(args) => Box::pin(digest::run(args)).await,
             Self::Verify(args) => Box::pin(verify::run(args)).await,
             Self::Recover(args) => Box::pin(recover::run(args)).await,
+            #[cfg(feature = "peer")]
+            Self::Cert(args) => cert::run(&args),
             Self::Demo(args) => demo::run(&args),
             Self::Completions(args) => Ok(completions::run(&args)),
         }

@@ -43,6 +43,8 @@ pub(crate) enum Shape {
     Digest,
     Verify,
     Recover,
+    #[cfg(feature = "peer")]
+    Cert,
 }
 
 impl Shape {
@@ -55,6 +57,8 @@ impl Shape {
             "digest" => Self::Digest,
             "verify" => Self::Verify,
             "recover" => Self::Recover,
+            #[cfg(feature = "peer")]
+            "cert" => Self::Cert,
             _ => Self::Copy,
         }
     }
@@ -75,6 +79,10 @@ impl Shape {
                 "verified_bytes": 0, "bad_chunks": 0, "first_bad_chunk": null,
             })),
             Self::Recover => object(json!({"recovered": []})),
+            #[cfg(feature = "peer")]
+            Self::Cert => object(json!({
+                "identity": null, "certificate": null, "key": null, "hosts": [], "not_after": null,
+            })),
         }
     }
 }
