@@ -110,6 +110,8 @@ pub mod options;
 #[cfg(feature = "peer")]
 pub mod peer;
 pub mod plan;
+#[cfg(feature = "peer")]
+mod pump;
 pub mod region;
 mod sabotage;
 pub mod seal;

@@ -374,6 +374,14 @@ impl Receiver {
         Ok(())
     }
 
+    /// Adds a connection that this side dialled, once it is accepted.
+    ///
+    /// # Errors
+    /// As [`Receiver::attach`].
+    pub fn attach_dialled(&mut self, link: Link, now: Instant) -> Result<()> {
+        self.attach(link, None, now)
+    }
+
     /// What the next frame on that link must be like; `None` when it is no link of this session.
     pub fn expects(&self, link: LinkId) -> Option<Expect> {
         self.links.iter().find(|(known, _)| known.id() == link).map(|(known, _)| known.expects())
