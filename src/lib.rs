@@ -115,6 +115,8 @@ mod pump;
 pub mod region;
 mod sabotage;
 pub mod seal;
+#[cfg(feature = "peer")]
+pub mod serve;
 mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -71,7 +71,9 @@ impl PeerAddress {
             }
             "ferrys" => {
                 let (host, port) = place.rsplit_once(':').ok_or_else(|| refuse(text, hint))?;
-                let port = port.parse().ok().filter(|port| *port > 0);
+                // One spelling each: no sign, no leading zero.
+                let spelt = |number: &u16| *number > 0 && number.to_string() == port;
+                let port = port.parse().ok().filter(spelt);
                 let port = port.ok_or_else(|| refuse(text, "a port is 1 to 65535"))?;
                 if !is_host(host) {
                     return Err(refuse(text, "the host is a name, an address or [an address]"));
@@ -317,6 +319,8 @@ mod tests {
             "ferrys://host:0/b/m-1",
             "ferrys://host:65536/b/m-1",
             "ferrys://:1/b/m-1",
+            "ferrys://host:+1/b/m-1",
+            "ferrys://host:01/b/m-1",
             "ferrys://me@host:1/b/m-1",
             "ferrys://[::g]:1/b/m-1",
             "ferrys://host:1/b",

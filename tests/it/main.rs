@@ -12,9 +12,12 @@ mod conformance;
 mod journal;
 mod life;
 mod model;
+#[cfg(feature = "peer")]
+mod peer;
 mod places;
 mod remains;
 mod scale;
+mod serve;
 mod shapes;
 mod sim;
 mod source;

@@ -334,7 +334,8 @@ impl Greeting {
         }
     }
 
-    fn close(&mut self, error: Error) {
+    /// The driver wants this connection no more: tells the other side why.
+    pub fn close(&mut self, error: Error) {
         let refusal = Refusal::new(&error);
         let version = match &self.state {
             State::Agreed(link) | State::Opened(link) => link.agreed().version,
