@@ -88,7 +88,7 @@
 //! |---|---|
 //! | none | the library with memory, directory, file and block-device regions |
 //! | `cli` | the `blockferry` command |
-//! | `peer` | the modules `wire`, the chunk protocol between two daemons, and `peer`, who may speak it; with `cli`, `blockferry cert` |
+//! | `peer` | copies between daemons: `region::PeerRegion`, the modules `serve`, `peer` (who may) and `wire` (the chunk protocol); with `cli`, `blockferry serve` and `cert` |
 //! | `testing` | the module `testing`: the conformance suite and the fault wrappers, for those who write regions |
 //!
 //! A feature adds API and never changes what existing code does. Linux only, 5.6 or later.
