@@ -101,8 +101,8 @@ impl Policy {
     /// Without an image, as for a list, what is done must stay within [`Grant::covers`].
     ///
     /// # Errors
-    /// [`ErrorKind::Denied`] when no grant allows it. It is the same whether or not there are such a
-    /// region, image or identity.
+    /// [`ErrorKind::Denied`] when no grant allows it. It is the same whether or not there are such
+    /// a region, image or identity.
     pub fn check(
         &self,
         identity: &Identity,
@@ -351,6 +351,8 @@ const WINDOW_BYTES_MOST: u64 = 64 << 30;
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const TEXT: &str = r#"
@@ -523,6 +525,29 @@ identity = "idle"
     fn a_file_that_is_too_large_is_not_read() {
         let text = "#".repeat(usize::try_from(Policy::BYTES_MAX).unwrap() + 1);
         assert!(Policy::parse(&text).unwrap_err().to_string().contains("over 1 MiB"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_file_is_refused_in_few_words_or_grants_no_operation_anew(
+            at in 0..TEXT.len(),
+            cut in 0..40_usize,
+            put in "[ -~\\n]{0,8}",
+        ) {
+            let mut text = TEXT.to_owned();
+            text.replace_range(at..(at + cut).min(TEXT.len()), &put);
+            match Policy::parse(&text) {
+                Err(error) => {
+                    prop_assert_eq!(error.kind(), ErrorKind::Invalid);
+                    prop_assert!(error.report().len() < 600, "{}", error.report());
+                }
+                Ok(policy) => {
+                    // No operation that stands nowhere in the file comes out of it.
+                    let denied = policy.check(&who("alpha"), Operation::Remove, &region("b"), None);
+                    prop_assert!(denied.is_err() || put.contains("remove"));
+                }
+            }
+        }
     }
 
     #[test]

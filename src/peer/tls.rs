@@ -95,10 +95,10 @@ impl Tls {
     /// refuses it is then seen at the first read. See [`stream_error`].
     ///
     /// # Errors
-    /// [`ErrorKind::Denied`] for a certificate that is not accepted; [`ErrorKind::Unsupported`] when
-    /// the other side speaks something else; [`ErrorKind::Unavailable`] when the connection ends, or
-    /// the handshake takes longer than [`Tls::HANDSHAKE_TIME`]; [`ErrorKind::Invalid`] for a host
-    /// that is none.
+    /// [`ErrorKind::Denied`] for a certificate that is not accepted; [`ErrorKind::Unsupported`]
+    /// when the other side speaks something else; [`ErrorKind::Unavailable`] when the connection
+    /// ends, or the handshake takes longer than [`Tls::HANDSHAKE_TIME`]; [`ErrorKind::Invalid`] for
+    /// a host that is none.
     ///
     /// # Cancel safety
     /// Lossy: the connection is lost with it.
