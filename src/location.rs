@@ -66,9 +66,7 @@ impl PeerAddress {
         let region: ImageId = region.parse().map_err(|_| refuse(text, REGION_HINT))?;
         let region: RegionName = region.as_str().parse()?;
         match scheme {
-            "ferry+unix" => {
-                Ok(Self::Unix { socket: checked(text, place)?.to_owned(), region })
-            }
+            "ferry+unix" => Ok(Self::Unix { socket: checked(text, place)?.to_owned(), region }),
             "ferrys" => {
                 let (host, port) = place.rsplit_once(':').ok_or_else(|| refuse(text, hint))?;
                 // One spelling each: no sign, no leading zero.
@@ -269,7 +267,8 @@ fn checked<'a>(text: &str, path: &'a str) -> Result<&'a str> {
 
 fn unknown(text: &str, scheme: &str) -> Error {
     let what = format!("use {} as location: unknown scheme {}", shown(text), shown(scheme));
-    Error::new(ErrorKind::Invalid, what).hint("known schemes are file://, dir://, ferrys:// and ferry+unix://")
+    Error::new(ErrorKind::Invalid, what)
+        .hint("known schemes are file://, dir://, ferrys:// and ferry+unix://")
 }
 
 fn refuse(text: &str, hint: &'static str) -> Error {

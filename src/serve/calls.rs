@@ -7,9 +7,7 @@ use crate::geometry::to_u64;
 use crate::id::{ImageId, JobId, RegionName};
 use crate::peer::{Grant, Operation};
 use crate::region::peer::CHUNK_BYTES_MAX;
-use crate::region::peer::call::{
-    About, Call, Owned, Told, page_of, recovered_len, staged_len,
-};
+use crate::region::peer::call::{About, Call, Owned, Told, page_of, recovered_len, staged_len};
 use crate::region::{Region, StagedJob, Wish};
 
 use super::connection::Visitor;
@@ -140,12 +138,7 @@ async fn find(
     Ok(found.filter(|found| grant.covers(&found.spec.target.image)))
 }
 
-async fn put_wish(
-    visitor: &Visitor,
-    region: &RegionName,
-    job: JobId,
-    wish: Wish,
-) -> Result<Told> {
+async fn put_wish(visitor: &Visitor, region: &RegionName, job: JobId, wish: Wish) -> Result<Told> {
     let grant = visitor.check(Operation::Control, region)?;
     let known = find(visitor, &grant, region, job).await?.is_some();
     let place: &Arc<dyn Region> = visitor.house.region(region)?;

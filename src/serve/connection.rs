@@ -8,14 +8,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ImageId, RegionName};
 use crate::peer::{Grant, Identity, Knock, Operation, Policy, Seat};
 use crate::pump::{Conn, Duplex, Pump, Side, Socket, greet, say};
-use crate::region::{Located, Settled, Vote};
 use crate::region::peer::CHUNK_BYTES_MAX;
 use crate::region::peer::call::{Call, Told};
+use crate::region::{Located, Settled, Vote};
 use crate::sync::time::{Duration, Instant, timeout};
 use crate::wire::message::{Begin, Decision, Hello, Join, Name, Refusal, Session, Standing};
-use crate::wire::session::{
-    Accepted, Bounds, Greeting, GreetingEvent, Opener, Receiver,
-};
+use crate::wire::session::{Accepted, Bounds, Greeting, GreetingEvent, Opener, Receiver};
 
 use super::holds::{Hold, Instead, fenced};
 use super::push::{self, Push, stopping};
@@ -107,12 +105,7 @@ async fn part(conn: &mut Conn, greeting: &mut Greeting, error: Error) {
 }
 
 /// Answers questions until the connection ends, or opens a session.
-async fn converse(
-    visitor: &Visitor,
-    conn: Conn,
-    greeting: Greeting,
-    hold: &mut Option<Arc<Hold>>,
-) {
+async fn converse(visitor: &Visitor, conn: Conn, greeting: Greeting, hold: &mut Option<Arc<Hold>>) {
     let (mut conn, mut greeting) = (conn, greeting);
     loop {
         let out = hold.as_ref().map(|hold| hold.fenced.clone()).unwrap_or_default();
@@ -324,12 +317,8 @@ async fn prepare(
     let restored = target.ok_or_else(fenced)?.begin().await?;
     let token = house.token(&visitor.identity, begin.session());
     *held.token() = token;
-    let accepted = Accepted {
-        held: restored.table,
-        data_bytes: restored.data_bytes,
-        base: None,
-        token,
-    };
+    let accepted =
+        Accepted { held: restored.table, data_bytes: restored.data_bytes, base: None, token };
     Ok(Prepared { hold: held, accepted })
 }
 

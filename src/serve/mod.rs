@@ -7,9 +7,9 @@
 mod calls;
 mod connection;
 mod holds;
+mod keep;
 mod pull;
 mod push;
-mod keep;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

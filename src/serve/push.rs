@@ -17,9 +17,7 @@ use crate::region::{Outcome, Target, blocking};
 use crate::sync::time::{Instant, sleep, sleep_until, timeout};
 use crate::throttle::{Take, ThrottlePath};
 use crate::wire::message::Decision;
-use crate::wire::session::{
-    Arrived, LinkId, Receiver, ReceiverEvent, ReceiverState, Ticket,
-};
+use crate::wire::session::{Arrived, LinkId, Receiver, ReceiverEvent, ReceiverState, Ticket};
 
 use super::connection::Visitor;
 use super::holds::{Hold, fenced};
@@ -365,9 +363,13 @@ async fn attend(
                 let bytes = geometry.map_or(0, |geometry| geometry.range(arrived.index()).len);
                 tasks.spawn(push.clone().take(arrived, bytes));
             }
-            Some(ReceiverEvent::Zeroes(ticket)) => drop(tasks.spawn(push.clone().take_zeroes(ticket))),
+            Some(ReceiverEvent::Zeroes(ticket)) => {
+                drop(tasks.spawn(push.clone().take_zeroes(ticket)))
+            }
             Some(ReceiverEvent::Sync { id }) => drop(tasks.spawn(push.clone().synced(id))),
-            Some(ReceiverEvent::Commit(manifest)) => drop(tasks.spawn(push.clone().commit(manifest))),
+            Some(ReceiverEvent::Commit(manifest)) => {
+                drop(tasks.spawn(push.clone().commit(manifest)))
+            }
             Some(ReceiverEvent::Cancel) => drop(tasks.spawn(push.clone().cancel())),
             Some(ReceiverEvent::Same(ticket)) => {
                 let error = Error::new(ErrorKind::Unsupported, "take chunks of a base");

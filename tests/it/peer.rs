@@ -1,8 +1,5 @@
 //! Does a copy between daemons keep the promises? Over Unix sockets, within one process.
-#![expect(
-    clippy::panic,
-    reason = "helpers of tests fail the test that calls them"
-)]
+#![expect(clippy::panic, reason = "helpers of tests fail the test that calls them")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,7 +43,8 @@ pub(crate) struct House {
 impl House {
     pub(crate) fn open(socket: &Path, region: Arc<dyn Region>, policy: Policy) -> Self {
         // A checkpoint that nobody asked for would come in between.
-        let options = ServerOptions::default().with_checkpoint(256 << 20, Duration::from_secs(3600));
+        let options =
+            ServerOptions::default().with_checkpoint(256 << 20, Duration::from_secs(3600));
         Self::with(socket, region, policy, options)
     }
 
@@ -221,7 +219,8 @@ async fn images_are_pushed_and_pulled_back() {
     let mut world = World::new().await;
     let mut sparse = vec![0; 9 << 20];
     sparse[5 << 20..(5 << 20) + 100].fill(7);
-    for (number, bytes) in [Vec::new(), vec![1], bytes_of(5_000_001, 1), sparse].iter().enumerate() {
+    for (number, bytes) in [Vec::new(), vec![1], bytes_of(5_000_001, 1), sparse].iter().enumerate()
+    {
         for (cut, how) in [("small", small()), ("grown", CopyOptions::new())] {
             let (there, back) = (format!("m-{number}-{cut}"), format!("back-{number}-{cut}"));
             world.here.insert(&id("m"), bytes.clone());
@@ -236,7 +235,8 @@ async fn images_are_pushed_and_pulled_back() {
         }
     }
     let left = below(&world.root()).unwrap();
-    let staged = left.iter().filter(|path| path.starts_with(world.root().join(".blockferry/stage")));
+    let staged =
+        left.iter().filter(|path| path.starts_with(world.root().join(".blockferry/stage")));
     assert_eq!(staged.count(), 1, "nothing is left of the stages: {left:?}");
     world.stop().await;
 }

@@ -43,9 +43,12 @@ impl World {
         let mut world = Self { temp: tempfile::tempdir().unwrap(), server: None, port: 0 };
         fs::create_dir(world.path("b")).unwrap();
         fs::write(world.path("policy.toml"), POLICY).unwrap();
-        for args in [&["init", "ca"][..], &["issue", "ca", "alpha"], &["issue", "ca", "beta"], &[
-            "issue", "ca", "gamma",
-        ]] {
+        for args in [
+            &["init", "ca"][..],
+            &["issue", "ca", "alpha"],
+            &["issue", "ca", "beta"],
+            &["issue", "ca", "gamma"],
+        ] {
             let status = world.command("cert").args(args).stdout(Stdio::null()).status().unwrap();
             assert!(status.success(), "cert {args:?}");
         }

@@ -135,7 +135,10 @@ impl Context {
     }
 
     #[cfg(feature = "peer")]
-    async fn connect(&self, address: &blockferry::location::PeerAddress) -> Result<Arc<dyn Region>> {
+    async fn connect(
+        &self,
+        address: &blockferry::location::PeerAddress,
+    ) -> Result<Arc<dyn Region>> {
         use blockferry::region::{PeerOptions, PeerRegion};
         if self.tls.is_none() && matches!(address, blockferry::location::PeerAddress::Tcp { .. }) {
             return Err(Error::new(ErrorKind::Invalid, "connect without a certificate")

@@ -229,11 +229,7 @@ impl Owned {
     }
 
     fn decode(from: &mut Decoder<'_>) -> Result<Self> {
-        Ok(Self {
-            region: decode_region(from)?,
-            job: take_job(from)?,
-            token: Token::decode(from)?,
-        })
+        Ok(Self { region: decode_region(from)?, job: take_job(from)?, token: Token::decode(from)? })
     }
 }
 
@@ -349,7 +345,10 @@ impl Told {
 }
 
 /// The first entries of a list that fit a page, and whether there are more. The list ascends.
-pub(crate) fn page_of<T>(all: impl Iterator<Item = T>, len: impl Fn(&T) -> usize) -> (Vec<T>, bool) {
+pub(crate) fn page_of<T>(
+    all: impl Iterator<Item = T>,
+    len: impl Fn(&T) -> usize,
+) -> (Vec<T>, bool) {
     let (mut page, mut bytes) = (Vec::new(), 0);
     let mut all = all.peekable();
     while page.len() < PAGE_COUNT_MAX && bytes < PAGE_BYTES {
@@ -548,7 +547,8 @@ mod tests {
         let mut info = ImageInfo::new(image, 5);
         info.root = Some(Digest::from_bytes([4; 32]));
         let failed = Settled::Failed(Error::new(ErrorKind::Corrupt, "read"));
-        let about = About { root: Digest::from_bytes([4; 32]), job: None, attributes: BTreeMap::new() };
+        let about =
+            About { root: Digest::from_bytes([4; 32]), job: None, attributes: BTreeMap::new() };
         let mut wishes = Wishes::default();
         wishes.limits = Some(Limits::NONE);
         vec![

@@ -28,8 +28,8 @@ pub use net::PeerOptions;
 
 /// A region that another daemon serves (`blockferry serve`, [`Server`](crate::serve::Server)).
 ///
-/// What is pulled is checked against its digests as it arrives, where the far side has them. What is
-/// pushed is staged, checked, put on record and committed by the far side: its journal and its
+/// What is pulled is checked against its digests as it arrives, where the far side has them. What
+/// is pushed is staged, checked, put on record and committed by the far side: its journal and its
 /// rename decide. A lost connection costs time: this side dials again, asks how the job stands, and
 /// sends again what the other side does not hold.
 #[derive(Debug)]

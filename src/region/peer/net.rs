@@ -52,12 +52,7 @@ pub struct PeerOptions {
 
 impl Default for PeerOptions {
     fn default() -> Self {
-        Self {
-            connections: 4,
-            window_bytes: 64 << 20,
-            attempts_max: 12,
-            pace: Pace::default(),
-        }
+        Self { connections: 4, window_bytes: 64 << 20, attempts_max: 12, pace: Pace::default() }
     }
 }
 

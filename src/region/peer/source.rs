@@ -257,7 +257,8 @@ impl View {
                     return Err(copy_of(error));
                 }
                 let State { pump, asks, .. } = &mut *state;
-                let asked = pump.clone().and_then(|pump| pump.act(|receiver, now| put(receiver, now)));
+                let asked =
+                    pump.clone().and_then(|pump| pump.act(|receiver, now| put(receiver, now)));
                 match asked {
                     Some(Ok(id)) => {
                         let (done, wait) = oneshot::channel();

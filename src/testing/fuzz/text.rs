@@ -50,7 +50,9 @@ fn check_image(text: &str, location: &Location) {
 fn check_peer(address: &PeerAddress) {
     assert!(!address.region().as_str().contains('/'), "{address}");
     match address {
-        PeerAddress::Tcp { host, port, .. } => assert!(*port > 0 && !host.contains('/'), "{address}"),
+        PeerAddress::Tcp { host, port, .. } => {
+            assert!(*port > 0 && !host.contains('/'), "{address}")
+        }
         PeerAddress::Unix { socket, .. } => {
             let plain = |part| !matches!(part, "" | "." | "..");
             assert!(socket.starts_with('/') && socket[1..].split('/').all(plain), "{address}");

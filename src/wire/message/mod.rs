@@ -23,10 +23,8 @@ pub(crate) use data::EXTENTS_MAX;
 pub use data::{Ask, CHUNK_PREFIX, Chunk, Codec};
 pub use end::{Decision, Name, Refusal, Standing};
 pub use hello::{Agreed, FEATURE_DELTA, FEATURE_ZSTD, Hello};
-pub(crate) use open::{
-    decode_digest, decode_flag, decode_image, decode_region, encode_digest,
-};
 pub use open::{Begin, Begun, Fetch, Join, Offer, Session, Token};
+pub(crate) use open::{decode_digest, decode_flag, decode_image, decode_region, encode_digest};
 pub(crate) use runs::PIECE_RUNS_MAX;
 pub use runs::{DIGESTS_PER_PIECE_MAX, Piece, PieceRun, RUNS_MAX};
 

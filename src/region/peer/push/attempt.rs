@@ -156,9 +156,7 @@ async fn find_again(stage: &Stage, attempt: &mut u32, lost: Error) -> Result<Fou
 async fn look(stage: &Stage) -> Result<Found> {
     let name = stage.far.name_of(stage.spec.job, &stage.spec.target.image);
     match stage.far.ask(Question::Query(name)).await? {
-        Answer::Standing(Standing::Decided(decision)) => {
-            Ok(Found::Decided(outcome_of(decision)))
-        }
+        Answer::Standing(Standing::Decided(decision)) => Ok(Found::Decided(outcome_of(decision))),
         Answer::Standing(Standing::Staged { .. }) => {
             let instead = Some(stage.state().token);
             let Anchored { desk, token, epoch } =
@@ -194,12 +192,8 @@ async fn push(
         return (End::Lost(error, rest), None);
     };
     let id = link.id();
-    let begin = Begin {
-        epoch: stage.state().epoch + 1,
-        root: None,
-        base: None,
-        spec: stage.spec.clone(),
-    };
+    let begin =
+        Begin { epoch: stage.state().epoch + 1, root: None, base: None, spec: stage.spec.clone() };
     let now = crate::sync::time::Instant::now().into_std();
     let sender = match Sender::push(link, begin, None, rest, now) {
         Ok(sender) => sender,
@@ -265,7 +259,9 @@ async fn attend(
                     state.pump = Some(pump.clone());
                 });
                 for _ in 1..stage.far.net.options.connections {
-                    links.spawn(stage.far.net.clone().lend_link(pump.clone(), Sender::attach_dialled));
+                    links.spawn(
+                        stage.far.net.clone().lend_link(pump.clone(), Sender::attach_dialled),
+                    );
                 }
                 // Everything may have arrived before the connection was lost.
                 reseal(stage);
