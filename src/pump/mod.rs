@@ -4,6 +4,7 @@
 //! and written outside of that, so the links of a session do not wait for each other.
 
 mod conn;
+mod pack;
 
 use std::fmt::Debug;
 use std::sync::PoisonError;
@@ -20,6 +21,7 @@ use crate::wire::session::{
 };
 
 pub(crate) use conn::{Conn, Duplex, Socket};
+pub(crate) use pack::Packing;
 
 /// What [`Pump`] asks of a machine: both kinds have it.
 pub(crate) trait Machine: Debug + Send + 'static {

@@ -1,7 +1,7 @@
 //! A pull as this side sees it: chunks are read, hashed and sent as they are wanted.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, PoisonError};
 
 use tokio::task::JoinSet;
 
@@ -9,13 +9,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ChunkIndex, ChunkRun, ChunkSize, Geometry, to_u64};
 use crate::manifest::Manifest;
 use crate::peer::Operation;
-use crate::pump::{Conn, Events, Pump};
+use crate::pump::{Conn, Events, Packing, Pump};
 use crate::region::{Source, blocking};
 use crate::seal::{Seal, seal};
 use crate::sync::time::{Duration, timeout};
+use crate::sync::{Mutex, MutexGuard};
 use crate::throttle::ThrottlePath;
-use crate::wire::message::{Codec, Fetch, Offer, Refusal};
-use crate::wire::session::{Greeting, Sender, SenderEvent};
+use crate::wire::message::{FEATURE_ZSTD, Fetch, Offer, Refusal};
+use crate::wire::session::{Greeting, Item, Sender, SenderEvent, SenderState};
 
 use super::Joinable;
 use super::connection::{Listed, Visitor};
@@ -23,6 +24,8 @@ use super::push::{pass, stopping};
 
 /// Chunks of one session that are being read or hashed at a time.
 const READ_COUNT_MAX: usize = 8;
+/// Requests that may fail before the session does.
+const DECLINED_COUNT_MAX: usize = 1024;
 const LAST_WORDS_TIME: Duration = Duration::from_secs(1);
 
 /// What a pull starts from.
@@ -54,6 +57,11 @@ struct Pull {
     geometry: Geometry,
     manifest: Option<Arc<Manifest>>,
     rate: ThrottlePath,
+    packing: Arc<Packing>,
+    /// How long each chunk under way is as it travels.
+    lens: Mutex<HashMap<Item, u64>>,
+    /// Requests of which a chunk could not be read.
+    declined: Mutex<HashSet<u64>>,
 }
 
 /// Serves one session to its end.
@@ -68,12 +76,23 @@ pub(super) async fn run(
     let Prepared { source, offer, manifest } = prepared;
     let Some(link) = greeting.into_link() else { return };
     let (link_id, geometry) = (link.id(), offer.geometry);
+    let packing = Arc::new(Packing::new());
+    packing.allow(link.agreed().features & FEATURE_ZSTD != 0);
     let told = manifest.as_ref().filter(|_| offer.root.is_some());
     let Ok(sender) = Sender::offer(link, id, &fetch, offer, told) else { return };
     let (pump, mut events) = Pump::new(sender);
     let pump = Arc::new(pump);
     let rate = ThrottlePath::new([visitor.seat.throttle().clone()]);
-    let pull = Arc::new(Pull { pump: pump.clone(), source, geometry, manifest, rate });
+    let pull = Arc::new(Pull {
+        pump: pump.clone(),
+        source,
+        geometry,
+        manifest,
+        rate,
+        packing,
+        lens: Mutex::default(),
+        declined: Mutex::default(),
+    });
     let _listed = Listed::enter(visitor, fetch.session, Joinable::Pull(pump.clone()));
     let closed = {
         let served = async {
@@ -123,6 +142,7 @@ async fn attend(pull: &Arc<Pull>, events: &mut Events<SenderEvent>) {
                 let facts = pull.source.fingerprint().await;
                 pull.answer(id, facts, |sender, facts| sender.tell_facts(id, facts));
             }
+            Some(SenderEvent::Written(item)) => pull.arrived(item),
             Some(SenderEvent::Refused(_, error)) => {
                 // A receiver that cannot take what it wanted is of no use.
                 pull.pump.act(|sender, _| sender.close(error));
@@ -153,26 +173,49 @@ impl Pull {
     }
 
     async fn send(self: Arc<Self>, id: u64, index: ChunkIndex) {
-        let sealed = self.read(index).await;
+        let sealed = match self.read(index).await {
+            Ok(Seal::Zero(index)) => Ok((ChunkRun::new(index, 1), None)),
+            Ok(Seal::Data(sealed)) => {
+                let packed = self.packing.clone().pack(sealed.data().clone()).await;
+                Ok((ChunkRun::new(index, 1), Some((sealed.digest(), packed))))
+            }
+            Err(error) => Err(error),
+        };
         self.pump.act(|sender, _| {
-            let sent = match sealed {
-                Ok(Seal::Zero(index)) => sender.send_zeroes(vec![ChunkRun::new(index, 1)]),
-                Ok(Seal::Data(sealed)) => {
-                    let (digest, bytes) = (sealed.digest(), sealed.data().clone());
-                    sender.send_chunk(index, digest, Codec::Raw, bytes)
+            let sent = sealed.and_then(|(run, data)| match data {
+                None => sender.send_zeroes(vec![run]),
+                Some((digest, (codec, bytes))) => {
+                    let len = to_u64(bytes.len());
+                    let item = sender.send_chunk(index, digest, codec, bytes)?;
+                    self.lens().insert(item, len);
+                    Ok(item)
                 }
-                Err(error) => {
-                    // Declined or not: a session that is over has no more to say.
-                    sender.decline(id, Refusal::new(&error)).ok();
-                    return;
-                }
-            };
+            });
+            // Once for a request, however many of its chunks fail; those that follow nobody wants.
             if let Err(error) = sent
-                && error.kind() != ErrorKind::Unavailable
+                && sender.state() == SenderState::Sending
+                && self.declined().insert(id)
             {
-                sender.decline(id, Refusal::new(&error)).ok();
+                let is_hopeless = self.declined().len() > DECLINED_COUNT_MAX;
+                let told = sender.decline(id, Refusal::new(&error));
+                if is_hopeless || told.is_err() {
+                    sender.close(error);
+                }
             }
         });
+    }
+
+    fn lens(&self) -> MutexGuard<'_, HashMap<Item, u64>> {
+        self.lens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn declined(&self) -> MutexGuard<'_, HashSet<u64>> {
+        self.declined.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn arrived(&self, item: Item) {
+        let len = self.lens().remove(&item);
+        self.packing.arrived(len.unwrap_or(0));
     }
 
     async fn read(&self, index: ChunkIndex) -> Result<Seal> {

@@ -10,14 +10,14 @@ use tokio::task::JoinSet;
 
 use crate::chunk::{Digest, Durable, Sealed, Written};
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::{ByteRange, ChunkRun};
+use crate::geometry::{ByteRange, ChunkRun, to_u64};
 use crate::job::{JobSpec, Progress};
 use crate::manifest::Manifest;
-use crate::pump::{Pump, Socket};
+use crate::pump::{Packing, Pump, Socket};
 use crate::region::{BoxFuture, LocalFile, Outcome, Restored, Settled, Target, Vote, Wishes};
 use crate::sync::time::{Instant, sleep, timeout_at};
 use crate::sync::{Mutex, MutexGuard};
-use crate::wire::message::{Codec, Token};
+use crate::wire::message::Token;
 use crate::wire::session::{Item, Sender, SenderState};
 
 use super::Far;
@@ -53,7 +53,14 @@ pub(super) async fn stage(far: Far, spec: &JobSpec, reopen: bool) -> Result<Arc<
         cut: false,
     };
     let (begin, begun) = oneshot::channel();
-    let stage = Stage { far, spec, location, state: Mutex::new(state), changed: Notify::new() };
+    let stage = Stage {
+        far,
+        spec,
+        location,
+        packing: Arc::new(Packing::new()),
+        state: Mutex::new(state),
+        changed: Notify::new(),
+    };
     let stage = Arc::new(stage);
     let mut tasks = JoinSet::new();
     tasks.spawn(attempt::drive(stage.clone(), anchored.desk, begun));
@@ -114,6 +121,7 @@ struct Stage {
     /// By the other daemon's names.
     spec: JobSpec,
     location: String,
+    packing: Arc<Packing>,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -400,10 +408,10 @@ impl Target for PeerTarget {
     fn write(&self, chunk: Sealed) -> BoxFuture<'_, Result<Written>> {
         Box::pin(async move {
             let (index, digest) = (chunk.index(), chunk.digest());
-            let send = |sender: &mut Sender| {
-                sender.send_chunk(index, digest, Codec::Raw, chunk.data().clone())
-            };
+            let (codec, bytes) = self.stage.packing.clone().pack(chunk.data().clone()).await;
+            let send = |sender: &mut Sender| sender.send_chunk(index, digest, codec, bytes.clone());
             self.stage.give(send).await?;
+            self.stage.packing.arrived(to_u64(bytes.len()));
             Ok(chunk.written())
         })
     }

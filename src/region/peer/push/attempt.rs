@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pump::{Events, Pump, Side, greet};
 use crate::region::{Outcome, Restored};
 use crate::sync::time::{sleep, timeout};
-use crate::wire::message::{Begin, Decision, Standing};
+use crate::wire::message::{Begin, Decision, FEATURE_ZSTD, Standing};
 use crate::wire::session::{GreetingEvent, Item, Rest, Sender, SenderEvent};
 
 use super::super::net::{Answer, Desk, Question, backoff};
@@ -192,6 +192,7 @@ async fn push(
         return (End::Lost(error, rest), None);
     };
     let id = link.id();
+    stage.packing.allow(link.agreed().features & FEATURE_ZSTD != 0);
     let begin =
         Begin { epoch: stage.state().epoch + 1, root: None, base: None, spec: stage.spec.clone() };
     let now = crate::sync::time::Instant::now().into_std();
