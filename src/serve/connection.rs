@@ -304,7 +304,7 @@ async fn prepare(
         Some(held) => held,
         None => {
             let (identity, socket) = (&visitor.identity, &visitor.socket);
-            let instead = Instead::Earlier(begin.epoch);
+            let instead = Instead::Earlier;
             house.claim(identity, socket, &begin.spec, false, instead).await?
         }
     };

@@ -57,8 +57,8 @@ pub(super) enum Instead {
     Nobody,
     /// Who holds that token.
     Holder(Token),
-    /// Whose attempt is an earlier one.
-    Earlier(u32),
+    /// Whoever it is: the caller has the number of a later attempt.
+    Earlier,
 }
 
 impl Hold {
@@ -158,7 +158,7 @@ impl Instead {
         match self {
             Self::Nobody => false,
             Self::Holder(token) => old.holds(token),
-            Self::Earlier(_) => true,
+            Self::Earlier => true,
         }
     }
 }

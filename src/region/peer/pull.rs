@@ -97,7 +97,7 @@ pub(super) async fn drive(view: Arc<View>, fetched: Fetched) {
         view.disconnected();
         fetched = loop {
             let gives_up = attempt >= view.far.net.options.attempts_max;
-            if gives_up || !(last.is_retryable() || last.kind() == ErrorKind::Unavailable) {
+            if gives_up || !last.is_retryable() {
                 return view.fail(last);
             }
             attempt += 1;

@@ -128,7 +128,7 @@ async fn decided(stage: &Stage, outcome: Outcome) {
 
 /// Whether another connection may mend it.
 fn may_go_on(error: &Error) -> bool {
-    error.kind() == ErrorKind::Unavailable || error.is_retryable()
+    error.is_retryable()
 }
 
 enum Found {
@@ -264,13 +264,10 @@ async fn attend(
                         stage.far.net.clone().lend_link(pump.clone(), Sender::attach_dialled),
                     );
                 }
-                // Everything may have arrived before the connection was lost.
-                reseal(stage);
             }
             SenderEvent::Written(item) => {
                 *attempt = 0;
                 answer(stage, item, Ok(()));
-                reseal(stage);
             }
             SenderEvent::Refused(item, error) => answer(stage, item, Err(error)),
             SenderEvent::Lost(runs) => {
@@ -292,6 +289,11 @@ async fn attend(
             | SenderEvent::Wanted { .. }
             | SenderEvent::AskedExtents { .. }
             | SenderEvent::AskedFacts { .. } => {}
+        }
+        // Everything may have arrived before the connection was lost; or, as an event that is still
+        // to be taken tells, have been lost itself.
+        if events.is_empty() {
+            reseal(stage);
         }
     }
     Ended::Closed(gone())
