@@ -74,6 +74,7 @@
 //! | say what a copy or an engine may do | [`options`] |
 //! | read what a job did | [`job`] |
 //! | use a folder, a file, a device or memory as a region, or write a region | [`region`] |
+//! | copy to and from other daemons, or let them (feature `peer`) | `region::PeerRegion`, `serve` |
 //! | name images, jobs and regions | [`id`], [`location`] |
 //! | handle what goes wrong | [`error`] |
 //! | verify an image yourself | [`manifest`], [`seal`], [`chunk`], [`geometry`] |

@@ -88,6 +88,10 @@ async fn hold(stage: &Arc<Stage>, desk: Desk, begun: oneshot::Receiver<()>) -> O
             },
         };
         drop(desk);
+        if !may_go_on(&lost) {
+            fail(stage, lost);
+            return None;
+        }
         match find_again(stage, &mut attempt, lost).await {
             Ok(Found::Owned(found)) => desk = found,
             Ok(Found::Decided(outcome)) => {
