@@ -364,13 +364,17 @@ async fn attend(
                 tasks.spawn(push.clone().take(arrived, bytes));
             }
             Some(ReceiverEvent::Zeroes(ticket)) => {
-                drop(tasks.spawn(push.clone().take_zeroes(ticket)))
+                tasks.spawn(push.clone().take_zeroes(ticket));
             }
-            Some(ReceiverEvent::Sync { id }) => drop(tasks.spawn(push.clone().synced(id))),
+            Some(ReceiverEvent::Sync { id }) => {
+                tasks.spawn(push.clone().synced(id));
+            }
             Some(ReceiverEvent::Commit(manifest)) => {
-                drop(tasks.spawn(push.clone().commit(manifest)))
+                tasks.spawn(push.clone().commit(manifest));
             }
-            Some(ReceiverEvent::Cancel) => drop(tasks.spawn(push.clone().cancel())),
+            Some(ReceiverEvent::Cancel) => {
+                tasks.spawn(push.clone().cancel());
+            }
             Some(ReceiverEvent::Same(ticket)) => {
                 let error = Error::new(ErrorKind::Unsupported, "take chunks of a base");
                 push.pump.act(|receiver, _| receiver.refused(ticket, error));

@@ -527,7 +527,7 @@ mod tests {
             Call::Wish(region.clone(), job, Wish::Suspend),
             Call::Wish(region.clone(), job, Wish::Limit(limits)),
             Call::Recover { region: region.clone(), only: Some(job), after: None },
-            Call::About(region.clone(), image.clone()),
+            Call::About(region.clone(), image),
             Call::Stage { reopen: true, instead: Some(token), spec },
             Call::Wishes(owned()),
             Call::Report(owned(), Progress::new(JobState::Copying, 5)),
@@ -549,8 +549,7 @@ mod tests {
         let failed = Settled::Failed(Error::new(ErrorKind::Corrupt, "read"));
         let about =
             About { root: Digest::from_bytes([4; 32]), job: None, attributes: BTreeMap::new() };
-        let mut wishes = Wishes::default();
-        wishes.limits = Some(Limits::NONE);
+        let wishes = Wishes { limits: Some(Limits::NONE), ..Wishes::default() };
         vec![
             Told::Done,
             Told::Capabilities(Capabilities::staged()),

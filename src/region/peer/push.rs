@@ -311,10 +311,8 @@ impl Stage {
     }
 
     async fn discard(&self) -> Result<Outcome> {
-        if let Some(outcome) = self.state().outcome {
-            if outcome == Outcome::Committed {
-                return Ok(outcome);
-            }
+        if self.state().outcome == Some(Outcome::Committed) {
+            return Ok(Outcome::Committed);
         }
         match self.call(Call::Discard, false).await {
             Ok(Told::Outcome(outcome)) => {

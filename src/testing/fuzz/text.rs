@@ -51,7 +51,7 @@ fn check_peer(address: &PeerAddress) {
     assert!(!address.region().as_str().contains('/'), "{address}");
     match address {
         PeerAddress::Tcp { host, port, .. } => {
-            assert!(*port > 0 && !host.contains('/'), "{address}")
+            assert!(*port > 0 && !host.contains('/'), "{address}");
         }
         PeerAddress::Unix { socket, .. } => {
             let plain = |part| !matches!(part, "" | "." | "..");

@@ -60,7 +60,7 @@ pub(super) async fn drive(stage: Arc<Stage>, desk: Desk, begun: oneshot::Receive
             return fail(&stage, error);
         }
         match find_again(&stage, &mut attempt, error).await {
-            Ok(Found::Owned(found)) => desk = found,
+            Ok(Found::Owned(found)) => desk = *found,
             Ok(Found::Decided(outcome)) => return decided(&stage, outcome).await,
             Err(error) => return fail(&stage, error),
         }
@@ -93,7 +93,7 @@ async fn hold(stage: &Arc<Stage>, desk: Desk, begun: oneshot::Receiver<()>) -> O
             return None;
         }
         match find_again(stage, &mut attempt, lost).await {
-            Ok(Found::Owned(found)) => desk = found,
+            Ok(Found::Owned(found)) => desk = *found,
             Ok(Found::Decided(outcome)) => {
                 decided(stage, outcome).await;
                 return None;
@@ -136,7 +136,7 @@ fn may_go_on(error: &Error) -> bool {
 }
 
 enum Found {
-    Owned(Desk),
+    Owned(Box<Desk>),
     Decided(Outcome),
 }
 
@@ -169,7 +169,7 @@ async fn look(stage: &Stage) -> Result<Found> {
             stage.change(|state| {
                 (state.token, state.epoch, state.socket) = (token, epoch, socket);
             });
-            Ok(Found::Owned(desk))
+            Ok(Found::Owned(Box::new(desk)))
         }
         _ => Err(Error::new(ErrorKind::Invalid, "hear an answer to a query")),
     }
