@@ -131,8 +131,9 @@ fn hex(bytes: &[u8]) -> String {
 /// `golden.txt` was written from what this code says, and then checked against what the manual
 /// says: a second encoder, of some eighty lines of Python over `struct` and the `blake3` package,
 /// was written from the tables of `manual/protocol.md` and the job spec of `manual/formats.md`
-/// alone, for the messages of [`samples`]. All lines but those of calls, whose bodies are any bytes, were equal to the byte, the checksums of
-/// their headers among them. Whoever adds a line does the same.
+/// alone, for the messages of [`samples`]. All lines but those of calls, whose bodies are any
+/// bytes, were equal to the byte, the checksums of their headers among them. Whoever adds a line
+/// does the same.
 #[test]
 fn every_message_has_its_golden_bytes() {
     let golden = include_str!("golden.txt");
