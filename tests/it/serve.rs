@@ -207,7 +207,8 @@ fn a_copy_outlives_the_death_of_either_side() {
     good(world.peer("forget", "alpha").arg(&job));
     // The side that stages dies.
     let mut copy = world.peer("copy", "alpha");
-    let copy = copy.args(args(&world, "m-2")).stdout(Stdio::piped()).spawn().unwrap();
+    copy.args(args(&world, "m-2")).stdout(Stdio::piped());
+    let copy = copy.stderr(Stdio::null()).spawn().unwrap();
     let job = written(&world, 8 << 20);
     world.kill_server();
     world.serve();

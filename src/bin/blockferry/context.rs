@@ -42,6 +42,12 @@ struct PeerArgs {
 
 #[cfg(feature = "peer")]
 impl PeerArgs {
+    fn words(&self) -> Vec<String> {
+        let given = [("--cert", &self.cert), ("--key", &self.key), ("--ca", &self.ca)];
+        let given = given.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?)));
+        given.flat_map(|(name, path)| [name.to_owned(), shown(path)]).collect()
+    }
+
     fn tls(&self) -> Result<Option<blockferry::peer::Tls>> {
         let given = |option: &Option<PathBuf>, name| {
             let set = || std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
@@ -68,6 +74,8 @@ pub(crate) struct Context {
     given: bool,
     #[cfg(feature = "peer")]
     tls: Option<blockferry::peer::Tls>,
+    /// The files that were given for other daemons, as options.
+    peer_words: Vec<String>,
 }
 
 /// What a verb is about: a job by its number, or the copy to a destination.
@@ -100,6 +108,10 @@ impl Context {
             given,
             #[cfg(feature = "peer")]
             tls: common.peer.tls()?,
+            #[cfg(feature = "peer")]
+            peer_words: common.peer.words(),
+            #[cfg(not(feature = "peer"))]
+            peer_words: Vec::new(),
         })
     }
 
@@ -108,6 +120,10 @@ impl Context {
         let mut line = format!("blockferry {verb} {job}");
         if self.given {
             line.push_str(&format!(" --state-dir {}", quoted(&shown(&self.state_dir))));
+        }
+        for word in &self.peer_words {
+            line.push(' ');
+            line.push_str(&quoted(word));
         }
         line
     }
