@@ -29,6 +29,7 @@ use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
 const CHUNK: usize = 64 << 10;
+const CHUNK_BYTES_MAX: u32 = 64 << 10;
 const LINK: LinkId = LinkId(0);
 
 fn frames(bench: &mut Criterion) {
@@ -38,7 +39,7 @@ fn frames(bench: &mut Criterion) {
     let Seal::Data(sealed) = seal(geometry, index, bytes.clone()) else { panic!("noise") };
     let chunk = Chunk { index, codec: Codec::Raw, digest: sealed.digest(), bytes };
     let message = Message::Chunk(chunk);
-    let expect = Expect::agreed(VERSION, CHUNK as u32);
+    let expect = Expect::agreed(VERSION, CHUNK_BYTES_MAX);
     assert_eq!(there_and_back(&message.packet(VERSION, 1), expect), message);
     let mut group = bench.benchmark_group("wire");
     group.throughput(Throughput::Bytes(CHUNK as u64));
@@ -67,14 +68,14 @@ fn frame(packet: &Packet) -> Frame {
     let version = u16::from_le_bytes([packet.head[4], packet.head[5]]);
     let expect = match version {
         VERSION_NONE => Expect::hello(),
-        version => Expect::agreed(version, CHUNK as u32),
+        version => Expect::agreed(version, CHUNK_BYTES_MAX),
     };
     Frame::decode(&mut packet.to_bytes(), expect).unwrap().unwrap()
 }
 
 /// Both sides of a push, ready to send.
 fn ready(geometry: Geometry, now: Instant) -> (Sender, Receiver) {
-    let hello = Hello::new(CHUNK as u32);
+    let hello = Hello::new(CHUNK_BYTES_MAX);
     let (bounds, pace) = (Bounds::default(), Pace::default());
     let mut north = Greeting::dial(LINK, hello, bounds, pace, now);
     let mut south = Greeting::listen(LINK, hello, bounds, pace, now);
