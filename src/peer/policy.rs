@@ -453,7 +453,8 @@ identity = "idle"
             }
         }
         assert_eq!(empty.ceilings(&who("a")).unwrap_err().kind(), ErrorKind::Denied);
-        assert_eq!(everything.ceilings(&who("a")).unwrap(), Ceilings::default());
+        let most = Ceilings { connections_max: CONNECTIONS_MAX, ..Ceilings::default() };
+        assert_eq!(everything.ceilings(&who("a")).unwrap(), most);
     }
 
     #[test]
