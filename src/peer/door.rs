@@ -262,6 +262,8 @@ mod tests {
 
         // Whoever hangs up and comes back does not get what is still under way once more.
         drop((one, two));
+        // Somebody else comes in between: that is when those who have gone are forgotten.
+        drop(admit("c"));
         let again = admit("a");
         assert_eq!(again.credits().free_bytes(), 40);
         drop((again, lease));
