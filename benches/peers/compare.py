@@ -25,7 +25,7 @@ def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = command_line.parsed()
     try:
-        result = everything(options)
+        result = joined(options.join) if options.join else everything(options)
     except KeyboardInterrupt:
         sys.exit("interrupted; what was made is removed")
     except measure.Differs as told:
@@ -55,6 +55,30 @@ def everything(options):
             extras(options, disk, result)
     result["took_s"] = round(measure.elapsed())
     return result
+
+
+def joined(paths):
+    """One result of parts that were measured on one machine, one after the other; of what was
+    measured twice the later one counts."""
+    parts = []
+    for path in paths:
+        with open(path) as file:
+            parts.append(json.load(file))
+    whole = parts[0] | {"tables": [], "left_out": []}
+    for key in ["machine", "mode", "rounds", "seed"]:
+        if any(part[key] != whole[key] for part in parts):
+            sys.exit(f"these are no parts of one run: they differ in {key}")
+    tables = {}
+    for part in parts:
+        whole |= {key: part[key] for key in EXTRAS if key in part}
+        tables |= {(one["input"], one["place"], one["cache"]): one for one in part["tables"]}
+    order = {name: number for number, name in enumerate(inputs.NAMES)}
+    whole["tables"] = sorted(tables.values(), key=lambda one: order[one["input"]])
+    whole["took_s"] = sum(part["took_s"] for part in parts)
+    whole["repeat"] = "`, `".join(part["repeat"] for part in parts)
+    told = dict.fromkeys(why for part in parts for why in part["left_out"])
+    whole["left_out"] = [why for why in told if why.split(":")[0] not in whole]
+    return whole
 
 
 def compare_tools(options, found, result):
@@ -95,9 +119,12 @@ def removed_in_the_end(path):
             measure.os.unlink(path)
 
 
+EXTRAS = {"reflink": reflink, "interrupt": interrupt, "library": library}
+
+
 def extras(options, disk, result):
     """The figures that are no race of tools; each that is left out says why."""
-    for name, room in [("reflink", reflink), ("interrupt", interrupt), ("library", library)]:
+    for name, room in EXTRAS.items():
         if name in options.without:
             result["left_out"].append(f"{name}: not asked for")
             continue

@@ -28,6 +28,9 @@ def parsed():
     words.add_argument("--limit", type=float, help="seconds a sample may take (60; quick 6)")
     words.add_argument("--folder", help="on the file system to measure (below target/)")
     words.add_argument("--without", type=some_of(EXTRAS), default=[], help=",".join(EXTRAS))
+    words.add_argument(
+        "--join", nargs="+", metavar="JSON", help="measure nothing: join parts measured before"
+    )
     for form in ["json", "svg", "markdown"]:
         words.add_argument(f"--{form}", metavar="FILE", help=f"write the result as {form} there")
     words.add_argument("--blockferry", help="the binary to measure (built)")

@@ -67,7 +67,7 @@ impl Drop for Fallen {
 }
 
 async fn live(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: Ends) {
-    let ended = run(engine, entry, &ends).await;
+    let ended = accounted(run(engine, entry, &ends).await, entry.counters.balance());
     entry.refresh();
     let outcome = match (ended, entry.asked()) {
         (Ok(End::Committed(receipt)), _) => commit(engine, entry, &ends, *receipt).await,
@@ -89,6 +89,15 @@ async fn live(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: Ends) {
     drop(ends);
     engine.retire(entry.spec.job);
     entry.end(outcome);
+}
+
+/// However it ended, nothing of it is under way any more. What is decided stays so.
+fn accounted(ended: Result<End>, balance: Result<()>) -> Result<End> {
+    match (ended, balance) {
+        (Err(first), Err(later)) => Err(first.and(later)),
+        (Ok(End::Stopped), Err(later)) => Err(later),
+        (ended, _) => ended,
+    }
 }
 
 async fn run(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: &Ends) -> Result<End> {

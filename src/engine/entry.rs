@@ -35,7 +35,8 @@ pub enum JobOutcome {
     Failed {
         /// What went wrong.
         error: Arc<Error>,
-        /// Whether the job can be resumed. If not, nothing of it is left.
+        /// Whether the job can be resumed. If not, it is rolled back, now or as soon as that can
+        /// be.
         resumable: bool,
     },
 }

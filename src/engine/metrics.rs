@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::engine::Inner;
 use crate::engine::entry::Entry;
+use crate::engine::progress::Moves;
 use crate::id::{JobId, RegionName};
 use crate::job::Progress;
 
@@ -32,6 +33,8 @@ pub struct RegionMetrics {
     pub rolled_back: u64,
     /// Jobs to it that failed, resumable or not.
     pub failed: u64,
+    /// Moves of the jobs to it.
+    pub moves: Moves,
 }
 
 impl Inner {
@@ -73,6 +76,7 @@ impl Inner {
         }
         if let Some(target) = regions.get_mut(&entry.spec.target.region) {
             target.counts.written_bytes += written;
+            target.counts.moves.add(entry.counters.moves());
         }
     }
 }
@@ -83,5 +87,6 @@ fn add_bytes(regions: &mut BTreeMap<RegionName, RegionMetrics>, entry: &Entry) {
     }
     if let Some(target) = regions.get_mut(&entry.spec.target.region) {
         target.written_bytes += entry.counters.written_bytes.load(Relaxed);
+        target.moves.add(entry.counters.moves());
     }
 }

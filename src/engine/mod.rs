@@ -45,6 +45,7 @@ pub use cancel::{CancelAnswer, CancelReply};
 pub use entry::{Job, JobOutcome};
 pub use index::JobRecord;
 pub use metrics::{Metrics, RegionMetrics};
+pub use progress::Moves;
 pub use start::CopyRequest;
 
 /// Fewer threads than this leave a fast device idle while they hash, on however few cores.

@@ -23,7 +23,47 @@ pub(crate) struct Counters {
     pub(crate) planned_bytes: AtomicU64,
     stalls_ns: [AtomicU64; Stall::ALL.len()],
     moves_issued: AtomicU64,
-    moves_ended: AtomicU64,
+    moves_succeeded: AtomicU64,
+    moves_failed: AtomicU64,
+    moves_cancelled: AtomicU64,
+}
+
+/// What became of the moves of a job, or of many: a move is what a lane takes from the plan at a
+/// time, a run of chunks or of zeros.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Moves {
+    /// Those that were begun.
+    pub issued: u64,
+    /// Those that moved all of theirs.
+    pub succeeded: u64,
+    /// Those that ended in an error.
+    pub failed: u64,
+    /// Those that ended while their job was being stopped: perhaps with all of theirs, perhaps not.
+    pub cancelled: u64,
+}
+
+impl Moves {
+    /// Whether every move that was begun has ended, and its end was looked at. Not so while a job
+    /// runs.
+    pub fn is_balanced(&self) -> bool {
+        self.issued == self.succeeded + self.failed + self.cancelled
+    }
+
+    pub(crate) fn add(&mut self, other: Self) {
+        self.issued += other.issued;
+        self.succeeded += other.succeeded;
+        self.failed += other.failed;
+        self.cancelled += other.cancelled;
+    }
+}
+
+/// How a move ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MoveEnd {
+    Succeeded,
+    Failed,
+    Cancelled,
 }
 
 impl Counters {
@@ -51,22 +91,44 @@ impl Counters {
         Self::add(&self.moves_issued, 1);
     }
 
-    /// A move ended: it succeeded, failed or was given up.
-    pub(crate) fn ended(&self) {
-        Self::add(&self.moves_ended, 1);
+    pub(crate) fn ended(&self, end: MoveEnd) {
+        let counter = match end {
+            MoveEnd::Succeeded => &self.moves_succeeded,
+            MoveEnd::Failed => &self.moves_failed,
+            MoveEnd::Cancelled => &self.moves_cancelled,
+        };
+        Self::add(counter, 1);
+    }
+
+    pub(crate) fn moves(&self) -> Moves {
+        Moves {
+            issued: self.moves_issued.load(Relaxed),
+            succeeded: self.moves_succeeded.load(Relaxed),
+            failed: self.moves_failed.load(Relaxed),
+            cancelled: self.moves_cancelled.load(Relaxed),
+        }
     }
 
     /// Every move that was issued has ended, and its end was looked at.
     ///
     /// # Errors
-    /// `Io` when not: then a completion was dropped, and nothing may be committed.
+    /// `Io` when not: then a completion was dropped.
     pub(crate) fn balance(&self) -> Result<()> {
-        let (issued, ended) = (self.moves_issued.load(Relaxed), self.moves_ended.load(Relaxed));
-        if issued == ended {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Io, format!("account for moves: {issued} issued, {ended} ended")))
+        let moves = self.moves();
+        if moves.is_balanced() { Ok(()) } else { Err(unaccounted(moves)) }
     }
+
+    /// As [`Counters::balance`], and all of them succeeded: else nothing may be committed.
+    pub(crate) fn all_succeeded(&self) -> Result<()> {
+        let moves = self.moves();
+        if moves.issued == moves.succeeded { Ok(()) } else { Err(unaccounted(moves)) }
+    }
+}
+
+fn unaccounted(moves: Moves) -> Error {
+    let Moves { issued, succeeded, failed, cancelled } = moves;
+    let sum = format!("{issued} issued, {succeeded} succeeded, {failed} failed");
+    Error::new(ErrorKind::Io, format!("account for moves: {sum}, {cancelled} cancelled"))
 }
 
 fn slot(stall: Stall) -> usize {
@@ -126,7 +188,19 @@ mod tests {
         let counters = Counters::default();
         counters.issued();
         assert!(counters.balance().is_err());
-        counters.ended();
-        assert!(counters.balance().is_ok());
+        for (end, all_succeeded) in
+            [(MoveEnd::Succeeded, true), (MoveEnd::Failed, false), (MoveEnd::Cancelled, false)]
+        {
+            counters.ended(end);
+            assert!(counters.balance().is_ok(), "{end:?}");
+            assert_eq!(counters.all_succeeded().is_ok(), all_succeeded, "{end:?}");
+            counters.issued();
+            assert!(counters.balance().is_err() && counters.all_succeeded().is_err(), "{end:?}");
+        }
+        let moves = Moves { issued: 4, succeeded: 1, failed: 1, cancelled: 1 };
+        assert_eq!(counters.moves(), moves);
+        let mut sum = moves;
+        sum.add(moves);
+        assert_eq!(sum, Moves { issued: 8, succeeded: 2, failed: 2, cancelled: 2 });
     }
 }

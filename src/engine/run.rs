@@ -144,7 +144,7 @@ pub(crate) async fn copy(
         return Ok(End::Stopped);
     }
     check_source(&run).await?;
-    run.counters.balance()?;
+    run.counters.all_succeeded()?;
     let manifest = run.manifest()?;
     committing();
     match run.target.commit(&manifest).await? {

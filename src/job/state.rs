@@ -164,7 +164,17 @@ mod tests {
         for state in S::ALL {
             assert_eq!(S::from_code(state.code()), Some(state));
             assert_eq!(S::ALL.iter().filter(|other| other.name() == state.name()).count(), 1);
+            assert_eq!(state.to_string(), state.name());
         }
         assert_eq!(S::from_code(0), None);
+    }
+
+    #[test]
+    fn a_job_runs_in_the_states_that_a_process_moves_on_from_by_itself() {
+        let running = [S::Queued, S::Copying, S::Committing, S::Cancelling];
+        for state in S::ALL {
+            assert_eq!(state.is_running(), running.contains(&state), "{state}");
+            assert!(!state.is_running() || !state.is_final(), "{state}");
+        }
     }
 }

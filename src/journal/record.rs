@@ -616,6 +616,91 @@ mod tests {
     }
 
     #[test]
+    fn a_chunk_has_at_most_as_much_data_as_it_is_long() {
+        let geometry = sample_spec().geometry;
+        let len = u32::try_from(geometry.range(ChunkIndex::new(0)).len).unwrap();
+        for (data_bytes, is_fine) in [(0, true), (len, true), (len + 1, false)] {
+            let mut out = Encoder::new();
+            out.u8(1).u32(0).u32(1).raw(&[7; 32]).u32(data_bytes);
+            let read = Record::decode(3, &out.finish(), Some(geometry));
+            assert_eq!(read.is_ok(), is_fine, "{data_bytes} bytes");
+        }
+    }
+
+    #[test]
+    fn a_run_of_zeros_is_one_item_of_progress_however_long_it_is() {
+        let count = u32::try_from(PROGRESS_CHUNKS_MAX).unwrap() + 1;
+        let chunk_size = sample_spec().geometry.chunk_size();
+        let geometry = Geometry::new(u64::from(count) * chunk_size.bytes(), chunk_size).unwrap();
+        let mut out = Encoder::new();
+        out.u8(0).u32(0).u32(count);
+        let read = Record::decode(3, &out.finish(), Some(geometry));
+        assert_eq!(read.unwrap(), Record::Progress(vec![zeros(0, count)]));
+    }
+
+    #[test]
+    fn what_was_done_in_place_is_replayed() {
+        let mut records = sample();
+        records.push(Record::Done);
+        assert!(read(&journal(&records)).unwrap().unwrap().0.done);
+    }
+
+    #[test]
+    fn the_header_alone_tells_what_the_job_is() {
+        let job = sample_spec().job;
+        let alone = |bytes: &[u8]| {
+            read_header(job, &mut |at, buffer| {
+                let tail = bytes.get(to_usize(at)..).unwrap_or_default();
+                let filled = tail.len().min(buffer.len());
+                buffer[..filled].copy_from_slice(&tail[..filled]);
+                buffer[filled..].fill(0);
+                Ok(())
+            })
+        };
+        let whole = journal(&sample());
+        assert_eq!(alone(&whole).unwrap(), Some(header()));
+        let mut torn = whole.clone();
+        torn[100] ^= 1;
+        assert_eq!(alone(&torn).unwrap(), None);
+        assert_eq!(alone(&[]).unwrap(), None);
+        let mut newer = whole;
+        newer[4] = 2;
+        assert_eq!(alone(&newer).unwrap_err().kind(), ErrorKind::Unsupported);
+        // Sealed for this job, and about another.
+        let mut strange = header();
+        strange.spec.job = JobId::from_bytes([0x22; 16]);
+        let (bytes, _) = Chain::new(job).seal(&Record::Header(Box::new(strange)));
+        assert_eq!(alone(&bytes).unwrap(), None);
+        assert_eq!(read(&bytes).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn a_record_however_far_behind_damage_is_found() {
+        let whole = journal(&[Record::Attempt { epoch: 1 }]);
+        let (_, chain) = Chain::new(sample_spec().job).seal(&Record::Header(Box::new(header())));
+        let (late, _) = chain.seal(&Record::Attempt { epoch: 2 });
+        for gap in [1, 127, 128, 129, 1000] {
+            let mut bytes = whole.clone();
+            bytes.resize(whole.len() + gap * SECTOR, 0);
+            assert_eq!(read(&bytes).unwrap().unwrap().0.epoch, 1, "zeros are no damage");
+            bytes.extend_from_slice(&late);
+            assert_eq!(read(&bytes).unwrap_err().kind(), ErrorKind::Corrupt, "{gap} sectors off");
+        }
+    }
+
+    #[test]
+    fn a_journal_that_is_longer_than_any_is_not_even_read() {
+        for (len, kind) in
+            [(JOURNAL_LEN_MAX, ErrorKind::Io), (JOURNAL_LEN_MAX + 1, ErrorKind::Corrupt)]
+        {
+            let mut read =
+                |_: u64, _: &mut [u8]| Err(Error::new(ErrorKind::Io, "read a broken device"));
+            let found = replay(sample_spec().job, len, LOG_AT, &mut read, &mut |_| {});
+            assert_eq!(found.unwrap_err().kind(), kind, "{len} bytes");
+        }
+    }
+
+    #[test]
     fn progress_outside_the_image_is_not_replayed() {
         let bytes = journal(&[Record::Progress(vec![zeros(10, 100)])]);
         // Its checksum holds, but what it says cannot be: it is a valid record after the end.

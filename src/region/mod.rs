@@ -348,7 +348,8 @@ pub trait Target: Debug + Send + Sync {
     /// Restartable: the same call again, or `recover`, completes it.
     fn discard(&self) -> BoxFuture<'_, Result<Outcome>>;
 
-    /// What others ask of the owner.
+    /// What others ask of the owner. A wish to suspend that was meant for an owner before it is
+    /// forgotten.
     ///
     /// # Errors
     /// The region's own failure.

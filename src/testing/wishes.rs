@@ -44,6 +44,7 @@ pub(super) async fn a_stale_suspend_does_not_hit_the_next_attempt(place: &dyn Pl
     let region = place.region();
     for _ in 0..2 {
         let target = place.region().stage(&spec).await?;
+        assert!(!target.wishes().await?.suspend, "a wish to suspend is for one owner only");
         target.begin().await?;
         assert!(!target.wishes().await?.suspend, "a wish to suspend is for one attempt only");
         assert!(region.wish(spec.job, Wish::Suspend).await?, "there is a stage");

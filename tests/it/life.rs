@@ -547,6 +547,9 @@ async fn metrics_add_up() {
     assert!(source.read_bytes >= 3 * MIB + 64 * KIB && source.read_bytes <= 4 * MIB, "{source:?}");
     assert_eq!(b.written_bytes, source.read_bytes);
     assert_eq!((source.written_bytes, b.read_bytes), (0, 0));
+    assert!(b.moves.is_balanced(), "{b:?}");
+    assert!(b.moves.succeeded >= 3 && b.moves.cancelled >= 1 && b.moves.failed == 0, "{b:?}");
+    assert_eq!(source.moves.issued, 0, "moves are counted where they lead");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

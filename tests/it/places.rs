@@ -138,6 +138,10 @@ impl Device {
 /// The right to use loop devices: whoever looks for a free one disturbs those who use theirs.
 pub(crate) static LOOP_DEVICES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
+/// Which loop devices are ours to take.
+const LOOP_FIRST: u32 = 64;
+const LOOP_COUNT: u32 = 64;
+
 /// A loop device, detached when dropped.
 #[derive(Debug)]
 pub(crate) struct LoopDevice(PathBuf);
@@ -150,12 +154,22 @@ impl LoopDevice {
     pub(crate) fn over(folder: &tempfile::TempDir) -> Result<Self, String> {
         let backing = folder.path().join("backing");
         fs::write(&backing, vec![0xaa; 1 << 20]).unwrap();
-        let made = Command::new("losetup").args(["--find", "--show"]).arg(&backing).output();
-        let made = made.map_err(|error| format!("losetup: {error}"))?;
-        if !made.status.success() {
-            return Err(format!("losetup: {}", String::from_utf8_lossy(&made.stderr).trim()));
+        // Not the first free one: whoever else asks for that at the same moment looks into ours,
+        // and keeps us from opening it alone.
+        let ours = std::process::id() % LOOP_COUNT;
+        for number in (0..LOOP_COUNT).map(|n| LOOP_FIRST + (ours + n) % LOOP_COUNT) {
+            let device = PathBuf::from(format!("/dev/loop{number}"));
+            let made = Command::new("losetup").arg(&device).arg(&backing).output();
+            let made = made.map_err(|error| format!("losetup: {error}"))?;
+            if made.status.success() {
+                return Ok(Self(device));
+            }
+            let said = String::from_utf8_lossy(&made.stderr).trim().to_owned();
+            if !said.contains("Device or resource busy") {
+                return Err(format!("losetup: {said}"));
+            }
         }
-        Ok(Self(String::from_utf8(made.stdout).unwrap().trim().into()))
+        Err(format!("losetup: {LOOP_COUNT} loop devices are busy"))
     }
 }
 

@@ -25,7 +25,16 @@ export BLOCKFERRY_STATE_DIR=$work/state PATH=$PATH:/usr/sbin:/sbin
 mkdir "$work/mnt"
 loop() { # loop SIZE -> a loop device, in $device
     truncate -s "$1" "$work/back.${#devices[@]}"
-    device=$(losetup --find --show "$work/back.${#devices[@]}")
+    # Not the first free one: whoever else asks for that at the same moment looks into ours.
+    local try
+    for try in {0..63}; do
+        device=/dev/loop$((192 + ($$ + try) % 64))
+        losetup "$device" "$work/back.${#devices[@]}" 2>"$work/losetup" && break
+        if [ "$try" = 63 ] || ! grep -q 'resource busy' "$work/losetup"; then
+            cat "$work/losetup" >&2
+            return 1
+        fi
+    done
     devices+=("$device")
 }
 field() { # field NAME: a field of the JSON that the last command wrote

@@ -172,8 +172,11 @@ def parsed(line):
 # --- Loop devices and mounts, by system call: a lab makes thousands of them.
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-LOOP_SET_FD, LOOP_CLR_FD, LOOP_CTL_GET_FREE = 0x4C00, 0x4C01, 0x4C82
+LOOP_SET_FD, LOOP_CLR_FD, LOOP_CTL_ADD = 0x4C00, 0x4C01, 0x4C80
 FICLONE, MS_REMOUNT = 0x40049409, 32
+# Which loop devices are ours to take. Not the first free one: whoever else asks for that at the
+# same moment looks into ours, and keeps it from being mounted.
+LOOP_FIRST, LOOP_COUNT = 128, 64
 
 
 def mount(device, folder, kind, options="", again=False):
@@ -203,17 +206,21 @@ def loop(path):
     backing = os.open(path, os.O_RDWR)
     control = os.open("/dev/loop-control", os.O_RDWR)
     try:
-        while True:
-            name = f"/dev/loop{fcntl.ioctl(control, LOOP_CTL_GET_FREE)}"
+        for number in range(LOOP_COUNT):
+            number = LOOP_FIRST + (os.getpid() + number) % LOOP_COUNT
+            with contextlib.suppress(FileExistsError):
+                fcntl.ioctl(control, LOOP_CTL_ADD, number)
+            name = f"/dev/loop{number}"
             device = os.open(name, os.O_RDWR)
             try:
                 fcntl.ioctl(device, LOOP_SET_FD, backing)
                 break
             except OSError as error:
                 os.close(device)
-                # Somebody else took it in between: the next one, then.
                 if error.errno != errno.EBUSY:
                     raise
+        else:
+            raise OSError(errno.EBUSY, f"{LOOP_COUNT} loop devices are busy")
     finally:
         os.close(control)
         os.close(backing)

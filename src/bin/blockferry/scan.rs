@@ -7,9 +7,13 @@ use blockferry::chunk::Digest;
 use blockferry::geometry::{ByteRange, ChunkIndex, Geometry};
 use blockferry::plan::ExtentKind;
 use blockferry::region::Source;
-use blockferry::seal::{Seal, content_digest, seal, zero_digest};
+use blockferry::seal::{ChunkHasher, content_digest, is_zero, zero_digest};
 use blockferry::{Error, ErrorKind, Result};
 use tokio::task::{JoinSet, spawn_blocking};
+
+/// How much is read at a time, however large the chunks are: buffers that pass from thread to
+/// thread are kept by the allocator of each, so large ones would add up.
+const PIECE_BYTES: u64 = 256 << 10;
 
 /// What an image turned out to hold.
 pub(crate) struct Scan {
@@ -76,15 +80,30 @@ async fn read(
 ) -> Result<Vec<(ChunkIndex, Option<Digest>)>> {
     let mut found = Vec::new();
     while let Some(index) = chunks.get(next.fetch_add(1, Relaxed)).copied() {
-        let bytes = source.read_at(geometry.range(index)).await?;
-        let sealed = spawn_blocking(move || seal(geometry, index, bytes)).await.map_err(broken)?;
-        let digest = match sealed {
-            Seal::Zero(_) => None,
-            Seal::Data(sealed) => Some(sealed.digest()),
-        };
-        found.push((index, digest));
+        found.push((index, read_chunk(&*source, geometry, index).await?));
     }
     Ok(found)
+}
+
+async fn read_chunk(
+    source: &dyn Source,
+    geometry: Geometry,
+    index: ChunkIndex,
+) -> Result<Option<Digest>> {
+    let range = geometry.range(index);
+    let (mut hasher, mut all_zero) = (ChunkHasher::new(geometry, index), true);
+    let mut at = range.offset;
+    while at < range.end() {
+        let len = PIECE_BYTES.min(range.end() - at);
+        let bytes = source.read_at(ByteRange::new(at, len)).await?;
+        let hash = move || {
+            hasher.update(&bytes);
+            (hasher, all_zero && is_zero(&bytes))
+        };
+        (hasher, all_zero) = spawn_blocking(hash).await.map_err(broken)?;
+        at += len;
+    }
+    Ok((!all_zero).then(|| hasher.finish()))
 }
 
 /// The BLAKE3 of the whole image, as `b3sum` prints it. Zero chunks are hashed here, on all cores.

@@ -73,6 +73,7 @@ impl Shared {
         match planned {
             Some(Action::KillBefore) => world.kill(call.process),
             Some(Action::PowerBefore(keep)) => world.lose_power(keep),
+            Some(Action::Full) => world.volume.room.capacity = world.volume.room.used,
             _ => {}
         }
         let (is_alive, verdict) =
@@ -266,6 +267,9 @@ impl World {
         let written = inode.sync(data_only);
         if inode.is_data && rng.chance(faults.rotten_syncs, 1_000_000) {
             inode.rot(&written, rng);
+        }
+        if inode.is_data && rng.chance(faults.misdirected, 1_000_000) {
+            inode.misdirect(&written, rng);
         }
         Ok(())
     }

@@ -46,6 +46,8 @@ pub enum Action {
     Fail(Failure),
     /// It fails, and so do all calls after it.
     FailFrom(Failure),
+    /// From now on the disk is full: what has room keeps it.
+    Full,
 }
 
 /// What goes wrong at random: how many in a million calls.
@@ -70,6 +72,8 @@ pub struct Faults {
     pub written_back: u64,
     /// Of the syncs of image bytes: leave one wrong bit on the device.
     pub rotten_syncs: u64,
+    /// Of the syncs of image bytes: put one page into the place of another, within 64 KiB.
+    pub misdirected: u64,
     /// Of the reads of files that are flaky: give one wrong bit.
     pub flipped_reads: u64,
     /// Kill the process that makes them.

@@ -242,8 +242,11 @@ impl Fd {
 
     pub(in crate::disk) fn seek(&self, to: SeekFrom) -> Result<u64> {
         self.call("seek", |world| {
+            let lies = world.volume.file_system == FileSystem::Other;
             let inode = world.volume.inode(self.inode)?;
             match to {
+                // Whoever trusts a file system that is not known takes data for a hole.
+                SeekFrom::Data(_) if lies => Err(Errno::NXIO),
                 SeekFrom::Data(offset) => inode.next_data(offset),
                 SeekFrom::Hole(offset) => inode.next_hole(offset),
                 _ => Ok(inode.size()),
@@ -253,7 +256,8 @@ impl Fd {
 
     pub(in crate::disk) fn evict(&self, range: ByteRange) -> Result<()> {
         self.shared.call(self.ranged("evict", range.offset, range.len), |world| {
-            world.volume.inode_mut(self.inode)?.evict(range);
+            let (file, room) = world.volume.file(self.inode)?;
+            file.evict(range, room);
             Ok(())
         })
     }

@@ -14,7 +14,13 @@ const PAGE: u64 = 4096;
 /// What a device writes whole or not at all.
 const SECTOR: usize = 512;
 
+/// How far a write that goes astray may go: no further than the smallest chunk, so that it never
+/// hits one that was verified before.
+const ASTRAY_PAGES: u64 = 16;
+
 type Page = Arc<[u8; 4096]>;
+/// A page that was written to the device, and what the device held there before.
+pub(super) type Written = (u64, Option<Page>);
 
 /// The room on a disk, in pages.
 #[derive(Debug)]
@@ -44,15 +50,14 @@ struct Content {
 }
 
 impl Content {
-    fn put(&mut self, at: u64, page: Option<&Page>) {
+    /// Puts a page there, or none; gives back what was there.
+    fn put(&mut self, at: u64, page: Option<&Page>) -> Option<Page> {
         match page {
             Some(page) => {
-                self.pages.insert(at, page.clone());
                 self.allocated.insert(at);
+                self.pages.insert(at, page.clone())
             }
-            None => {
-                self.pages.remove(&at);
-            }
+            None => self.pages.remove(&at),
         }
     }
 
@@ -247,11 +252,10 @@ impl Inode {
 
     /// Makes everything durable, but for the mode where only data is asked for; tells which pages
     /// that wrote.
-    pub(super) fn sync(&mut self, data_only: bool) -> BTreeSet<u64> {
-        let written = std::mem::take(&mut self.dirty);
-        for page in &written {
-            self.durable.put(*page, self.live.pages.get(page));
-        }
+    pub(super) fn sync(&mut self, data_only: bool) -> Vec<Written> {
+        let dirty = std::mem::take(&mut self.dirty);
+        let write = |page| (page, self.durable.put(page, self.live.pages.get(&page)));
+        let written = dirty.into_iter().map(write).collect();
         self.sync_facts(data_only);
         written
     }
@@ -271,22 +275,39 @@ impl Inode {
     }
 
     /// The device has stored one bit of what was just written wrongly.
-    pub(super) fn rot(&mut self, written: &BTreeSet<u64>, rng: &mut Rng) {
-        let written: Vec<u64> = written.iter().copied().collect();
-        let Some(at) = rng.pick(&written) else { return };
+    pub(super) fn rot(&mut self, written: &[Written], rng: &mut Rng) {
+        let Some((at, _)) = rng.pick(written) else { return };
         if let Some(page) = self.durable.pages.get_mut(&at) {
             Arc::make_mut(page)[to_usize(rng.below(PAGE))] ^= 1;
             self.phantom.insert(at);
         }
     }
 
+    /// The device has put one page of what was just written into the place of another: there it
+    /// stands, and where it should stand is what was there before.
+    pub(super) fn misdirect(&mut self, written: &[Written], rng: &mut Rng) {
+        let Some((at, before)) = rng.pick(written) else { return };
+        let to = at / ASTRAY_PAGES * ASTRAY_PAGES + rng.below(ASTRAY_PAGES);
+        let Some(page) = self.durable.pages.get(&at).cloned() else { return };
+        if to == at || to * PAGE >= self.durable.size {
+            return;
+        }
+        self.durable.put(at, before.as_ref());
+        self.durable.put(to, Some(&page));
+        self.durable.cut();
+        self.phantom.extend([at, to]);
+    }
+
     /// Drops clean pages: reads give what the device holds.
-    pub(super) fn evict(&mut self, range: ByteRange) {
+    pub(super) fn evict(&mut self, range: ByteRange, room: &mut Room) {
         let pages = range.offset / PAGE..range.end().div_ceil(PAGE);
         let lost: Vec<u64> = self.phantom.range(pages).copied().collect();
         for page in lost {
             self.phantom.remove(&page);
             let durable = self.durable.pages.get(&page).cloned();
+            // Where the device went astray, a page has come to be that nobody had asked room for.
+            let is_new = durable.is_some() && !self.live.allocated.contains(&page);
+            room.used += u64::from(is_new);
             self.live.put(page, durable.as_ref());
         }
     }
@@ -325,7 +346,9 @@ impl Inode {
                     left.put(at, Some(&torn(&old, new, keep_per_cent, rng)));
                 }
                 // Room that is given back is given back whole, with the facts.
-                (Some(_), None) if keeps_facts => left.put(at, None),
+                (Some(_), None) if keeps_facts => {
+                    left.put(at, None);
+                }
                 (_, None) => {}
             }
         }

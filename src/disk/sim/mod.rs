@@ -290,8 +290,8 @@ impl Simulation {
         Ok(())
     }
 
-    /// Puts a file there, or other bytes into the one that is there, as durable as can be. Pages of
-    /// zeros are holes in it.
+    /// Puts a file there, or other bytes into the one that is there, and makes that durable, with
+    /// the names in its folder if its own is new. Pages of zeros are holes in it.
     ///
     /// # Errors
     /// `Io` where its folder is missing.
@@ -300,9 +300,7 @@ impl Simulation {
         let capacity = std::mem::replace(&mut world.volume.room.capacity, u64::MAX);
         let put = world.put(path, bytes);
         world.volume.room.capacity = capacity;
-        put.map_err(|errno| Error::io("write simulated file", errno))?;
-        world.volume.sync_everything();
-        Ok(())
+        put.map_err(|errno| Error::io("write simulated file", errno))
     }
 
     /// What a file holds; `None` where there is none.
@@ -314,6 +312,13 @@ impl Simulation {
             inode.read(0, &mut bytes);
             bytes
         })
+    }
+
+    /// The permission bits of what lies there; `None` where there is nothing.
+    pub fn mode(&self, path: &str) -> Option<u32> {
+        let world = self.shared.world();
+        let inode = world.volume.inode(world.volume.walk(path).ok()?).ok()?;
+        Some(inode.mode())
     }
 
     /// All paths below a folder, those of folders with a slash at the end.
@@ -417,7 +422,9 @@ impl World {
         let now = self.now_ns();
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
         let dir = self.volume.walk(folder)?;
-        let number = match self.volume.find(dir, name) {
+        let found = self.volume.find(dir, name);
+        let is_new = found == Err(Errno::NOENT);
+        let number = match found {
             Err(Errno::NOENT) => {
                 let fresh = Inode::new(Kind::File, 0o644, now);
                 self.volume.create(dir, name, fresh, &mut self.rng)?
@@ -432,6 +439,10 @@ impl World {
             if page.iter().any(|byte| *byte != 0) {
                 file.write(to_u64(n) * 4096, page, room)?;
             }
+        }
+        file.sync(false);
+        if is_new {
+            self.volume.sync_names(dir);
         }
         Ok(())
     }
@@ -546,6 +557,67 @@ mod tests {
         assert_eq!(all_of(&file), [2; 4096], "memory still has it");
         file.evict(ByteRange::new(0, 4096)).unwrap();
         assert_eq!(all_of(&file), [1; 4096], "the device never had");
+    }
+
+    #[test]
+    fn a_write_that_went_astray_shows_when_it_is_read_from_the_device() {
+        let mut found = 0;
+        for seed in 0..16 {
+            let (host, _entered, _, dir) = host(seed);
+            let file = dir.create_file("data", 0o600).unwrap();
+            file.set_len(64 << 10).unwrap();
+            host.set_faults(Faults { misdirected: 1_000_000, ..Faults::default() });
+            file.write_at(4096, &[1; 4096]).unwrap();
+            file.sync_data().unwrap();
+            let mut right = vec![0; 64 << 10];
+            right[4096..8192].fill(1);
+            assert!(all_of(&file) == right, "memory still has it");
+            file.evict(ByteRange::new(0, 64 << 10)).unwrap();
+            let pages = all_of(&file);
+            let pages: Vec<u8> = pages.chunks(4096).map(|page| page[0]).collect();
+            assert_eq!(pages.iter().filter(|page| **page == 1).count(), 1, "one page, somewhere");
+            found += u32::from(pages[1] == 0);
+        }
+        assert!(found >= 8, "{found} of 16 went astray");
+    }
+
+    #[test]
+    fn what_somebody_else_writes_is_durable_and_makes_nothing_else_so() {
+        let (host, _entered, _, dir) = host(1);
+        let file = dir.create_file("f", 0o600).unwrap();
+        dir.sync().unwrap();
+        file.write_at(0, &[1; 4096]).unwrap();
+        host.write("d/g", &[2; 5]).unwrap();
+        let dir = dir_after_power_loss(&host, 0);
+        assert_eq!(all_of(&dir.open_file("f").unwrap()), [0; 0]);
+        assert_eq!(all_of(&dir.open_file("g").unwrap()), [2; 5]);
+    }
+
+    #[test]
+    fn a_rename_that_may_replace_replaces_what_a_kernel_would() {
+        let (_host, _entered, _, dir) = host(1);
+        for name in ["empty", "full", "moved"] {
+            dir.make_dir(name, 0o700).unwrap();
+        }
+        dir.open_dir("full").unwrap().create_file("x", 0o600).unwrap();
+        dir.create_file("file", 0o600).unwrap();
+        dir.create_file("other", 0o600).unwrap();
+        for (from, to) in [("moved", "full"), ("moved", "file"), ("file", "moved")] {
+            assert!(dir.rename_over(from, to).is_err(), "{from} over {to}");
+        }
+        dir.rename_over("moved", "empty").unwrap();
+        dir.rename_over("file", "other").unwrap();
+        assert_eq!(dir.names(|_| true).unwrap(), ["empty", "full", "other"]);
+    }
+
+    #[test]
+    fn a_file_system_that_is_not_known_lies_about_its_holes() {
+        let (host, _entered, _, dir) = host(1);
+        host.use_file_system("other");
+        let file = dir.create_file("f", 0o600).unwrap();
+        file.write_at(0, &[1; 4096]).unwrap();
+        assert_eq!(file.next_data(0).unwrap(), None);
+        assert!(!file.file_system().unwrap().trusts_holes());
     }
 
     #[test]

@@ -173,8 +173,18 @@ impl Volume {
             return Err(Errno::NOENT);
         }
         let there = self.inode(to_dir)?.entries.get(to).copied();
-        if there.is_some() && !replaces {
-            return Err(Errno::EXIST);
+        if let Some(there) = there {
+            if !replaces {
+                return Err(Errno::EXIST);
+            }
+            let there = self.inode(there)?;
+            match (self.inode(number)?.kind, there.kind) {
+                (Kind::Dir, Kind::Dir) if there.entries.is_empty() => {}
+                (Kind::Dir, Kind::Dir) => return Err(Errno::NOTEMPTY),
+                (Kind::Dir, _) => return Err(Errno::NOTDIR),
+                (_, Kind::Dir) => return Err(Errno::ISDIR),
+                _ => {}
+            }
         }
         let change = Change {
             gone: Some((from_dir, from.to_owned())),

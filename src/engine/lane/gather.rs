@@ -219,7 +219,7 @@ mod tests {
         let temp = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let dir = Dir::open_path(temp.path()).unwrap();
         let file = Arc::new(dir.create_file("f", 0o600).unwrap());
-        let writer = Writer::new(LocalFile::of(file.clone()).unwrap());
+        let writer = Writer::new(LocalFile::of(file.clone()).unwrap(), 1);
         let (counters, mut room, mut scratch) =
             (Counters::default(), Room::default(), Scratch::new());
         let sink = Sink { writer: Some(&writer), counters: &counters, place: "f", blank: true };
@@ -247,7 +247,7 @@ mod tests {
             let file = Arc::new(dir.create_file("f", 0o600).unwrap());
             let mut naive = vec![0xaa; WINDOW_BYTES];
             file.write_at(0, &naive).unwrap();
-            let writer = Writer::new(LocalFile::of(file.clone()).unwrap());
+            let writer = Writer::new(LocalFile::of(file.clone()).unwrap(), 1);
             let (counters, mut room, mut scratch) =
                 (Counters::default(), Room::default(), Scratch::new());
             let sink =

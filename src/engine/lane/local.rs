@@ -47,7 +47,7 @@ impl Ends {
         Some(Self {
             source: run.source.local()?,
             source_place: run.source.location(),
-            writer: Writer::new(run.target.local()?),
+            writer: Writer::new(run.target.local()?, run.pool.threads()),
             target_place: run.target.location(),
             geometry: run.spec.geometry,
             blank: shared || run.is_blank() || sabotage::is("D4"),

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::chunk::Written;
 use crate::engine::offload;
-use crate::engine::progress::Counters;
+use crate::engine::progress::{Counters, MoveEnd};
 use crate::engine::run::Run;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ChunkIndex, ChunkRun};
@@ -89,7 +89,11 @@ async fn work(
             }
             (Move::Copy { run: chunks, .. }, None) => remote::copy(&run, chunks).await,
         };
-        run.counters.ended();
+        run.counters.ended(match &moved {
+            Err(_) => MoveEnd::Failed,
+            Ok(()) if run.halt.is_cancelled() => MoveEnd::Cancelled,
+            Ok(()) => MoveEnd::Succeeded,
+        });
         moved?;
     }
     Ok(())

@@ -14,12 +14,14 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 /// After that many bytes the gauge decides how to go on: few, because a small image must not be
 /// done before it knows.
 const PROBE_BYTES: u64 = 16 << 20;
+/// And so many once direct writes have proved fast: a moment's hiccup must not turn a GiB away.
+const PROBE_AGAIN_BYTES: u64 = 64 << 20;
 /// After that many bytes through the page cache the other way is tried once more.
 const HOLD_BYTES: u64 = 1 << 30;
-/// What a thread's direct writes must reach to be kept. Below it the device is so slow that a copy
-/// through memory costs nothing beside it, and the page cache keeps its queue deeper than a handful
-/// of threads can.
-const DIRECT_BYTES_PER_SEC_MIN: u64 = 256 << 20;
+/// What direct writes of all threads together must reach to be kept. Below it the device is the
+/// limit: a copy through memory costs nothing beside it, and the page cache keeps its queue deeper
+/// than a handful of threads can. Above it the memory and the cores are.
+const DIRECT_BYTES_PER_SEC_MIN: u64 = 2560 << 20;
 
 /// The staged file of a local copy.
 #[derive(Debug)]
@@ -30,10 +32,11 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(target: LocalFile) -> Self {
+    /// That many threads will write.
+    pub(super) fn new(target: LocalFile, threads: usize) -> Self {
         let wanted = target.file_system.writes_directly();
         let direct = wanted.then(|| target.file.reopen_direct()).flatten();
-        Self { target, direct, gauge: Gauge::new() }
+        Self { target, direct, gauge: Gauge::new(threads) }
     }
 
     /// How many bytes are best written at a time: few that stay in the core's cache, or many that
@@ -106,17 +109,21 @@ fn is_aligned(offset: u64, bytes: &[u8]) -> bool {
 /// harm.
 #[derive(Debug)]
 struct Gauge {
+    threads: u64,
     is_direct: AtomicBool,
     given_up: AtomicBool,
+    probe_bytes: AtomicU64,
     bytes: AtomicU64,
     ns: AtomicU64,
 }
 
 impl Gauge {
-    fn new() -> Self {
+    fn new(threads: usize) -> Self {
         Self {
+            threads: to_u64(threads),
             is_direct: AtomicBool::new(true),
             given_up: AtomicBool::new(false),
+            probe_bytes: AtomicU64::new(PROBE_BYTES),
             bytes: AtomicU64::new(0),
             ns: AtomicU64::new(0),
         }
@@ -132,12 +139,12 @@ impl Gauge {
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let ns = self.ns.fetch_add(ns, Relaxed).saturating_add(ns);
         let bytes = self.bytes.fetch_add(bytes, Relaxed) + bytes;
-        if bytes < PROBE_BYTES {
+        if bytes < self.probe_bytes.load(Relaxed) {
             return;
         }
         let needed = u128::from(ns) * u128::from(DIRECT_BYTES_PER_SEC_MIN);
-        let is_fast = u128::from(bytes) * 1_000_000_000 >= needed;
-        self.begin_again(is_fast);
+        let is_fast = u128::from(bytes) * u128::from(self.threads) * 1_000_000_000 >= needed;
+        self.begin_again(is_fast, PROBE_AGAIN_BYTES);
     }
 
     /// That much was written through the page cache; only a stray end while that is not the way.
@@ -147,7 +154,7 @@ impl Gauge {
         }
         let bytes = self.bytes.fetch_add(bytes, Relaxed) + bytes;
         if bytes >= HOLD_BYTES {
-            self.begin_again(true);
+            self.begin_again(true, PROBE_BYTES);
         }
     }
 
@@ -155,8 +162,9 @@ impl Gauge {
         self.given_up.store(true, Relaxed);
     }
 
-    fn begin_again(&self, is_direct: bool) {
+    fn begin_again(&self, is_direct: bool, probe_bytes: u64) {
         self.is_direct.store(is_direct, Relaxed);
+        self.probe_bytes.store(probe_bytes, Relaxed);
         self.bytes.store(0, Relaxed);
         self.ns.store(0, Relaxed);
     }
@@ -170,19 +178,17 @@ mod tests {
     use crate::disk::Dir;
     use crate::engine::pool::Scratch;
 
-    fn took(bytes_per_sec: u64) -> Duration {
-        Duration::from_nanos((1 << 20) * 1_000_000_000 / bytes_per_sec)
-    }
+    const THREADS: usize = 4;
 
+    /// So many MiB are written, by all threads at that rate together.
     fn note(gauge: &Gauge, mib: u64, bytes_per_sec: u64) {
-        (0..mib).for_each(|_| gauge.direct(1 << 20, took(bytes_per_sec)));
+        let took = Duration::from_nanos((4 << 20) * 1_000_000_000 / bytes_per_sec);
+        (0..mib).for_each(|_| gauge.direct(1 << 20, took));
     }
 
     #[test]
     fn a_fast_device_is_written_directly_and_a_slow_one_through_the_page_cache() {
-        let gauge = Gauge::new();
-        note(&gauge, 640, 2 * DIRECT_BYTES_PER_SEC_MIN);
-        assert!(gauge.is_direct());
+        let gauge = Gauge::new(THREADS);
         note(&gauge, 15, DIRECT_BYTES_PER_SEC_MIN / 2);
         assert!(gauge.is_direct(), "judged before it was measured");
         note(&gauge, 1, DIRECT_BYTES_PER_SEC_MIN / 2);
@@ -190,8 +196,19 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_was_fast_is_given_more_time_to_be_slow() {
+        let gauge = Gauge::new(THREADS);
+        note(&gauge, 16 + 640, 2 * DIRECT_BYTES_PER_SEC_MIN);
+        assert!(gauge.is_direct());
+        note(&gauge, 63, DIRECT_BYTES_PER_SEC_MIN / 2);
+        assert!(gauge.is_direct(), "turned away by a hiccup");
+        note(&gauge, 1, DIRECT_BYTES_PER_SEC_MIN / 2);
+        assert!(!gauge.is_direct());
+    }
+
+    #[test]
     fn the_verdict_is_looked_at_again() {
-        let gauge = Gauge::new();
+        let gauge = Gauge::new(THREADS);
         note(&gauge, 16, 1 << 20);
         (0..HOLD_BYTES / PROBE_BYTES - 1).for_each(|_| gauge.cached(PROBE_BYTES));
         assert!(!gauge.is_direct());
@@ -208,7 +225,7 @@ mod tests {
         let temp = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let dir = Dir::open_path(temp.path()).unwrap();
         let file = Arc::new(dir.create_file("f", 0o600).unwrap());
-        let Some(direct) = Writer::new(LocalFile::of(file).unwrap()).direct else {
+        let Some(direct) = Writer::new(LocalFile::of(file).unwrap(), THREADS).direct else {
             eprintln!("skipped: the file system here takes no direct writes");
             return;
         };
@@ -221,7 +238,7 @@ mod tests {
         let temp = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let dir = Dir::open_path(temp.path()).unwrap();
         let file = Arc::new(dir.create_file("f", 0o600).unwrap());
-        let writer = Writer::new(LocalFile::of(file.clone()).unwrap());
+        let writer = Writer::new(LocalFile::of(file.clone()).unwrap(), THREADS);
         let mut scratch = Scratch::new();
         let window = scratch.window();
         let mut naive = vec![0; 5 * WINDOW_BYTES];
@@ -250,7 +267,7 @@ mod races {
     #[test]
     fn a_device_that_refused_direct_writes_is_not_asked_again_whatever_is_measured_meanwhile() {
         loom::model(|| {
-            let gauge = Arc::new(Gauge::new());
+            let gauge = Arc::new(Gauge::new(2));
             let measure = |bytes| {
                 let gauge = gauge.clone();
                 loom::thread::spawn(move || gauge.direct(bytes, Duration::from_nanos(1)))

@@ -155,7 +155,12 @@ impl Shared {
     }
 
     fn try_cancel(self: &Arc<Self>, job: JobId) -> Result<Option<Vote>> {
-        let Some((stage, watched)) = self.watch(job)? else { return Ok(Some(Vote::Unknown)) };
+        let Some((stage, watched)) = self.watch(job)? else {
+            // Order: gone for good before anybody is told; whoever removed it may not have come to
+            // its sync.
+            Dir::open_or_create_path(&self.journals)?.sync()?;
+            return Ok(Some(Vote::Unknown));
+        };
         // The decision may be in the log, so it is read under the right to decide.
         let Some(decision) = watched.try_decide()? else { return Ok(None) };
         let opened = match Journal::open(&stage.dir, job, &mut |_| {}) {

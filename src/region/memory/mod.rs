@@ -122,6 +122,8 @@ impl State {
             self.owners += 1;
             stage.owned = true;
             stage.owner = self.owners;
+            // It was meant for an owner before this one.
+            stage.suspend_epoch = None;
             return Ok(self.owners);
         }
         let image = &spec.target.image;

@@ -20,7 +20,10 @@ impl StageStore {
     ///
     /// `None`: somebody holds the decision at this moment; ask again.
     pub(crate) fn try_cancel(&self, job: JobId, image: &ImageId) -> Result<Option<Vote>> {
-        let Some(stage) = self.find(job)? else { return self.vote_without_stage(job, image) };
+        let Some(stage) = self.find(job)? else {
+            self.sync_removal()?;
+            return self.vote_without_stage(job, image);
+        };
         let Some(journal) = Journal::watch(&stage.dir, job)? else {
             // Nobody can publish a stage without header; it needs no decision, only a broom.
             let _claim = stage.parent.claim()?;
@@ -60,6 +63,15 @@ impl StageStore {
             self.clean(&stage.parent, &stage.dir, job)?;
         }
         Ok(Some(Vote::Cancelled { first, clean }))
+    }
+
+    /// Order: a stage that is gone is gone for good before anybody is told; whoever removed it may
+    /// not have come to its sync.
+    fn sync_removal(&self) -> Result<()> {
+        sabotage::unless("M4", || match self.find_parent()? {
+            Some(parent) => parent.sync(),
+            None => Ok(()),
+        })
     }
 
     /// The stage is gone: the job has committed if the image says so, and is unknown otherwise.

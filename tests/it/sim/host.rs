@@ -1,20 +1,24 @@
 //! A simulated host with regions on its disk: `s`, a plain file as the source; `a`, a folder with
-//! an image; `b`, a folder, and `t`, a plain file, as destinations.
+//! an image; `b`, a folder, and `t`, a plain file, as destinations. And one in memory, `m`, that is
+//! both, and survives every crash, as a store elsewhere would.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, Once};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use blockferry::engine::{CopyRequest, Engine, JobOutcome, Shutdown};
 use blockferry::geometry::ChunkSize;
-use blockferry::id::JobId;
+use blockferry::id::{ImageId, JobId};
 use blockferry::location::FILE_IMAGE;
 use blockferry::manifest::Manifest;
 use blockferry::options::{CopyOptions, EngineOptions, Verify};
-use blockferry::region::{DirRegion, FileRegion, Region};
+use blockferry::region::{DirRegion, FileRegion, Located, MemoryRegion, Region};
 use blockferry::testing::{Entered, Process, Rng, Simulation};
 
-use crate::world::{KIB, end, region};
+use crate::world::{KIB, end, image, region};
 
 /// Where the source's bytes lie.
 pub(crate) const SOURCE: &str = "files/s.raw";
@@ -22,12 +26,24 @@ const TARGET: &str = "files/t.raw";
 /// Longer than anything takes, in simulated time.
 pub(crate) const AGES: Duration = Duration::from_secs(24 * 3600);
 
-/// Destinations by number: two images of a region, and a plain file.
-pub(crate) const DESTINATIONS: [&str; 3] = ["b/x", "b/y", "t/image"];
+/// Destinations by number: two images of a region, a plain file, and an image in memory.
+pub(crate) const DESTINATIONS: [&str; 4] = ["b/x", "b/y", "t/image", "m/x"];
+/// That of the plain file.
+pub(crate) const FILE: usize = 2;
+/// That of the image in memory.
+pub(crate) const MEMORY: usize = 3;
+/// The regions that may hold stages.
+pub(crate) const TARGETS: [&str; 3] = ["b", "t", "m"];
+
+const STAGES: &str = "b/.blockferry/stage";
+/// How committed bytes lie there: for owner and group to read, and as the umask has it.
+const IMAGE_MODE: u32 = 0o440;
+const FILE_MODE: u32 = 0o644;
 
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) sim: Simulation,
+    memory: MemoryRegion,
     _entered: Entered,
 }
 
@@ -46,7 +62,25 @@ impl Host {
             sim.make_dir(folder).unwrap();
         }
         sim.write(SOURCE, source).unwrap();
-        Self { sim, _entered: entered }
+        let memory = MemoryRegion::new("m");
+        memory.insert(&image("image"), source.to_vec());
+        Self { sim, memory, _entered: entered }
+    }
+
+    /// The source gets other bytes, wherever it lies.
+    pub(crate) fn change_source(&self, bytes: &[u8]) {
+        self.sim.write(SOURCE, bytes).unwrap();
+        self.memory.insert(&image("image"), bytes.to_vec());
+    }
+
+    /// Somebody else puts a file where the plain file is to be, unless one is there; what is in it.
+    pub(crate) fn put_stranger(&self) -> Option<Vec<u8>> {
+        let bytes = b"a stranger's".to_vec();
+        let is_free = self.sim.mode(TARGET).is_none();
+        is_free.then(|| {
+            self.sim.write(TARGET, &bytes).unwrap();
+            bytes
+        })
     }
 
     /// Copies the source into region `a`, from where it comes with its digests.
@@ -76,15 +110,19 @@ impl Host {
         engine.register(region("a"), folder("a")?).await?;
         engine.register(region("b"), folder("b")?).await?;
         engine.register(region("t"), file(TARGET)?).await?;
+        engine.register(region("m"), Arc::new(self.memory.clone())).await?;
         Ok(Daemon { process, engine: Arc::new(engine) })
     }
 
     /// What is visible at that destination.
     pub(crate) fn visible(&self, destination: usize) -> Result<Option<Visible>, String> {
-        let Some(name) = DESTINATIONS[destination].strip_prefix("b/") else {
-            return Ok(self.sim.read(TARGET).map(|bytes| Visible { bytes, job: None }));
-        };
-        if !self.sim.paths("b").contains(&format!("{name}/")) {
+        let (place, name) = DESTINATIONS[destination].split_once('/').unwrap();
+        match place {
+            "m" => return Ok(self.visible_in_memory(&image(name))),
+            "t" => return self.visible_file(),
+            _ => {}
+        }
+        if self.sim.mode(&format!("b/{name}")).is_none() {
             return Ok(None);
         }
         let file =
@@ -95,16 +133,70 @@ impl Host {
         if manifest.geometry().image_bytes() != u64::try_from(bytes.len()).unwrap() {
             return Err(format!("b/{name}: its manifest is that of another size"));
         }
+        for of in ["data", "manifest"] {
+            match self.sim.mode(&format!("b/{name}/{of}")) {
+                Some(IMAGE_MODE) => {}
+                mode => return Err(format!("b/{name}/{of} has mode {mode:?}")),
+            }
+        }
         Ok(Some(Visible { bytes, job: manifest.job() }))
     }
 
-    /// Everything on the disk that belongs to a job which has not ended.
+    fn visible_file(&self) -> Result<Option<Visible>, String> {
+        let Some(bytes) = self.sim.read(TARGET) else { return Ok(None) };
+        match self.sim.mode(TARGET) {
+            Some(FILE_MODE) => Ok(Some(Visible { bytes, job: None })),
+            mode => Err(format!("{TARGET} has mode {mode:?}")),
+        }
+    }
+
+    fn visible_in_memory(&self, name: &ImageId) -> Option<Visible> {
+        let bytes = self.memory.bytes(name)?.to_vec();
+        let job = match at_once(self.memory.locate(name)) {
+            Located::Committed(job) => job,
+            _ => None,
+        };
+        Some(Visible { bytes, job })
+    }
+
+    /// The jobs of which anything is staged, and whether that may be bytes of the image.
+    pub(crate) fn staged(&self) -> BTreeMap<JobId, bool> {
+        let mut staged = BTreeMap::new();
+        let mut add = |job: &str, path: &str| {
+            let Ok(job) = job.parse() else { return };
+            *staged.entry(job).or_default() |= path.ends_with("data");
+        };
+        for path in self.sim.paths(STAGES) {
+            add(path.split('/').next().unwrap(), &path);
+        }
+        for path in self.sim.paths("files") {
+            if let Some(path) = path.strip_prefix(".blockferry-") {
+                add(path.split('/').next().unwrap(), path);
+            }
+        }
+        let in_memory = at_once(self.memory.jobs());
+        staged.extend(in_memory.into_iter().map(|staged| (staged.spec.job, !staged.cancelled)));
+        staged
+    }
+
+    /// Everything that belongs to a job which has not ended.
     pub(crate) fn leftovers(&self) -> Vec<String> {
-        let mut left = self.sim.paths("b/.blockferry/stage");
+        let mut left = self.sim.paths(STAGES);
         left.extend(self.sim.paths("files").into_iter().filter(|path| path.starts_with('.')));
         left.extend(self.sim.paths("state/jobs").into_iter().filter(|path| path.ends_with(".new")));
+        let in_memory = at_once(self.memory.jobs());
+        left.extend(in_memory.iter().map(|staged| format!("m: job {}", staged.spec.job)));
         left
     }
+}
+
+/// What a region in memory answers: it never keeps anybody waiting.
+fn at_once<T>(answer: impl Future<Output = blockferry::Result<T>>) -> T {
+    match pin!(answer).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(answer) => Some(answer.unwrap()),
+        Poll::Pending => None,
+    }
+    .unwrap()
 }
 
 #[derive(Clone, Debug)]

@@ -4,18 +4,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use blockferry::ErrorKind;
-use blockferry::engine::{CancelAnswer, Engine, Job, JobOutcome, Shutdown};
-use blockferry::id::JobId;
-use blockferry::job::JobState;
+use blockferry::engine::{CancelReply, Job, Shutdown};
 use blockferry::options::Limits;
-use blockferry::region::Settled;
 use blockferry::testing::{Action, Failure, Faults, Rng};
 use tokio::time::{sleep, timeout};
 
 use super::host::{
-    AGES, DESTINATIONS, Daemon, Host, SOURCE, bytes_of, in_simulation, panics, request, verified,
+    AGES, DESTINATIONS, Daemon, Host, TARGETS, bytes_of, in_simulation, panics, request, verified,
 };
 use super::oracle::Oracle;
+use super::settle::{all_ended, settle, told};
 use crate::world::{end, region};
 
 /// Everything that a life follows from.
@@ -26,6 +24,8 @@ pub(crate) struct Case {
     pub(crate) file_system: &'static str,
     /// The source is an image with digests of its own.
     pub(crate) vouched: bool,
+    /// The source is an image in memory.
+    pub(crate) in_memory: bool,
     pub(crate) often: bool,
     pub(crate) verify: bool,
     /// Pages of room, if it is scarce.
@@ -52,6 +52,7 @@ pub(crate) enum Step {
     Wait { ms: u64 },
     Clock { ms: i64 },
     Touch,
+    Stranger,
 }
 
 /// What a life came to.
@@ -87,11 +88,13 @@ impl Case {
         let verify = rng.chance(1, 3);
         faults.flipped_reads = if vouched { rate(rng, &[0, 50_000]) } else { 0 };
         faults.rotten_syncs = if verify { rate(rng, &[0, 200_000]) } else { 0 };
+        faults.misdirected = if verify { rate(rng, &[0, 200_000]) } else { 0 };
         let mut case = Self {
             seed,
             source_len: rng.pick(&[0, 1, 5_000, 65_536, 70_001, 140_000, 262_144]).unwrap(),
             file_system: rng.pick(&["ext4", "ext4", "xfs", "tmpfs", "other"]).unwrap(),
             vouched,
+            in_memory: !vouched && rng.chance(1, 6),
             often: rng.chance(1, 2),
             verify,
             room: rng.chance(1, 8).then(|| 20 + rng.below(150)),
@@ -109,15 +112,25 @@ impl Case {
         }
         case
     }
+
+    /// Whether a call can be made to fail so, and not only for want of room.
+    fn fails_with(&self, failure: Failure) -> bool {
+        let (at_random, planned) =
+            (&self.faults, [Action::Fail(failure), Action::FailFrom(failure)]);
+        let rate = if failure == Failure::Io { at_random.io } else { at_random.no_space };
+        let is_planned =
+            |step: &Step| matches!(step, Step::Plan { action, .. } if planned.contains(action));
+        rate > 0 || self.steps.iter().any(is_planned)
+    }
 }
 
-const KINDS: u64 = 15;
+const KINDS: u64 = 16;
 
 impl Step {
     fn start(rng: &mut Rng) -> Self {
         Self::Start {
             engine: small(rng, 2),
-            to: small(rng, 3),
+            to: small(rng, 4),
             token: rng.chance(1, 2).then(|| u8::try_from(rng.below(2)).unwrap()),
             slow: rng.chance(1, 4),
         }
@@ -129,7 +142,7 @@ impl Step {
         match rng.pick(kinds).unwrap_or(0) {
             0 => Self::start(rng),
             1 => Self::Cancel { engine, nth },
-            2 => Self::CancelImage { engine, to: small(rng, 3) },
+            2 => Self::CancelImage { engine, to: small(rng, 4) },
             3 => Self::Suspend { engine, nth },
             4 => Self::Resume { engine, nth },
             5 => Self::Limit { engine, nth, slow: rng.chance(1, 2) },
@@ -142,6 +155,7 @@ impl Step {
                 ms: 31_536_000 * i64::try_from(rng.below(2001)).unwrap() - 31_536_000_000,
             },
             12 => Self::Touch,
+            13 => Self::Stranger,
             _ => Self::Plan { ahead: rng.below(300), action: action(rng) },
         }
     }
@@ -161,6 +175,7 @@ fn action(rng: &mut Rng) -> Action {
         Action::PowerAfter(keep),
         Action::Fail(failure),
         Action::FailFrom(failure),
+        Action::Full,
     ];
     rng.pick(&all).unwrap()
 }
@@ -202,6 +217,7 @@ impl Life {
         }
         let mut oracle = Oracle::default();
         oracle.knows_source(source);
+        oracle.may_overlook = case.fails_with(Failure::Io);
         if case.vouched {
             host.put_image().await;
             host.sim.make_flaky("a/image/data");
@@ -224,7 +240,7 @@ impl Life {
             if let Step::Touch = step {
                 version += 1;
                 let bytes = bytes_of(version, case.source_len);
-                self.host.sim.write(SOURCE, &bytes).unwrap();
+                self.host.change_source(&bytes);
                 self.oracle().knows_source(bytes);
             }
             self.step(step, case).await;
@@ -256,6 +272,7 @@ impl Life {
                 self.oracle().may_forget = true;
             }
             Step::Touch => {}
+            Step::Stranger => self.oracle().knows_stranger(self.host.put_stranger()),
             Step::Plan { ahead, action } => {
                 self.host.sim.plan(self.host.sim.call_count() + ahead, action);
             }
@@ -313,10 +330,21 @@ async fn ask(daemon: Daemon, oracle: Arc<Mutex<Oracle>>, step: Step, case: Case)
         let started = oracle.lock().unwrap().started();
         (!started.is_empty()).then(|| started[nth % started.len()])
     };
+    let answered = |reply: blockferry::Result<CancelReply>| match reply {
+        Ok(reply) => tell(&|oracle| oracle.was_answered(&reply)),
+        Err(error) if error.kind() == ErrorKind::NoSpace && !case.fails_with(Failure::NoSpace) => {
+            tell(&|oracle| oracle.violated(told("a cancel needs no room", &error)));
+        }
+        Err(_) => {}
+    };
     let limits = |slow| if slow { Limits::NONE.with_bytes_per_sec(32 << 10) } else { Limits::NONE };
     match step {
         Step::Start { to, token, slow, .. } => {
-            let from = if case.vouched { "a/image" } else { "s/image" };
+            let from = match (case.vouched, case.in_memory) {
+                (true, _) => "a/image",
+                (_, true) => "m/image",
+                _ => "s/image",
+            };
             let mut options = verified(case.verify).with_limits(limits(slow));
             if let Some(token) = token {
                 options = options.with_token(format!("{token}-{to}-{slow}"));
@@ -334,15 +362,13 @@ async fn ask(daemon: Daemon, oracle: Arc<Mutex<Oracle>>, step: Step, case: Case)
         }
         Step::Cancel { nth, .. } => {
             let Some((job, _)) = nth_job(nth) else { return };
-            if let Ok(reply) = engine.cancel(job).await {
-                tell(&|oracle| oracle.was_answered(&reply));
-            }
+            oracle.lock().unwrap().is_asked(job);
+            answered(engine.cancel(job).await);
         }
         Step::CancelImage { to, .. } => {
+            oracle.lock().unwrap().is_asked_at(to);
             let to = end(DESTINATIONS[to]);
-            if let Ok(reply) = engine.cancel_image(&to.region, &to.image).await {
-                tell(&|oracle| oracle.was_answered(&reply));
-            }
+            answered(engine.cancel_image(&to.region, &to.image).await);
         }
         Step::Suspend { nth, .. } => {
             let Some((job, _)) = nth_job(nth) else { return };
@@ -353,12 +379,15 @@ async fn ask(daemon: Daemon, oracle: Arc<Mutex<Oracle>>, step: Step, case: Case)
             engine.limit(job, limits(slow)).await.ok();
         }
         Step::Recover { .. } => {
-            for name in ["b", "t"] {
+            for name in TARGETS {
                 engine.recover(&region(name)).await.ok();
             }
         }
         Step::Shutdown { cancel, .. } => {
             let mode = if cancel { Shutdown::Cancel } else { Shutdown::Suspend };
+            if cancel {
+                (0..DESTINATIONS.len()).for_each(|to| oracle.lock().unwrap().is_asked_at(to));
+            }
             engine.shutdown(mode, Duration::from_secs(10)).await;
             process.kill();
         }
@@ -370,117 +399,8 @@ async fn follow(daemon: &Daemon, oracle: &Mutex<Oracle>, job: &Job) {
     let outcome = job.wait().await;
     if daemon.process.is_alive() {
         oracle.lock().unwrap().was_told(job.id(), &outcome);
-    }
-}
-
-/// Brings everything to its end on a host without faults, and checks that it is one.
-pub(crate) async fn settle(host: &Host, oracle: &Mutex<Oracle>, dice: u64) -> Result<(), String> {
-    let daemon = host.daemon(false).await.map_err(|error| told("open", &error))?;
-    let engine = &*daemon.engine;
-    let mut left = Vec::new();
-    for name in ["b", "t"] {
-        let found = engine.recover(&region(name)).await;
-        for found in found.map_err(|error| told("recover", &error))? {
-            match found.settled {
-                Settled::Failed(error) => return Err(told("recover a job", &error)),
-                Settled::Running => return Err(format!("job {} runs without owner", found.job)),
-                Settled::Kept => left.push(found.job),
-                _ => {}
-            }
+        if let Err(what) = all_ended(&daemon.engine) {
+            oracle.lock().unwrap().violated(what);
         }
     }
-    let (started, may_forget) = {
-        let oracle = oracle.lock().unwrap();
-        (oracle.started(), oracle.may_forget)
-    };
-    for (job, _) in &started {
-        match engine.show(*job).await {
-            Ok(shown) => oracle.lock().unwrap().was_shown(*job, shown.state),
-            // Records of jobs that ended more than 30 days ago go.
-            Err(error) if may_forget && error.kind() == ErrorKind::NotFound => continue,
-            Err(error) => return Err(told("show a started job", &error)),
-        }
-        left.push(*job);
-    }
-    for (n, job) in left.iter().enumerate() {
-        let target = engine.show(*job).await.map_err(|error| told("show", &error))?.spec.target;
-        let to = DESTINATIONS.iter().position(|name| end(name) == target).unwrap();
-        oracle.lock().unwrap().was_found(*job, to);
-        end_job(engine, oracle, *job, (dice >> (n % 16)) & 1 == 0).await?;
-    }
-    for job in &left {
-        let state = engine.show(*job).await.map_err(|error| told("show", &error))?.state;
-        if !state.is_final() {
-            return Err(format!("job {job} does not end: {state}"));
-        }
-        oracle.lock().unwrap().was_shown(*job, state);
-    }
-    let leftovers = host.leftovers();
-    if !leftovers.is_empty() {
-        return Err(format!("nothing may be left, but {leftovers:?} is"));
-    }
-    oracle.lock().unwrap().look(host);
-    copy_again(host, oracle, engine).await?;
-    engine.shutdown(Shutdown::Suspend, AGES).await;
-    daemon.process.kill();
-    Ok(())
-}
-
-/// Resumes a job or cancels it.
-async fn end_job(
-    engine: &Engine,
-    oracle: &Mutex<Oracle>,
-    job: JobId,
-    resume: bool,
-) -> Result<(), String> {
-    if resume {
-        match engine.resume(job).await {
-            Ok(job) => {
-                let outcome = job.wait().await;
-                oracle.lock().unwrap().was_told(job.id(), &outcome);
-                match outcome {
-                    JobOutcome::Committed(_) | JobOutcome::RolledBack { clean: true } => {
-                        return Ok(());
-                    }
-                    JobOutcome::Failed { error, .. } if error.kind() == ErrorKind::Exists => {}
-                    JobOutcome::Failed { resumable: false, .. } => return Ok(()),
-                    other => return Err(format!("resumed without faults: {other:?}")),
-                }
-            }
-            Err(error) if error.kind() == ErrorKind::SourceChanged => {}
-            Err(error) => return Err(told("resume", &error)),
-        }
-    }
-    let reply = engine.cancel(job).await.map_err(|error| told("cancel", &error))?;
-    oracle.lock().unwrap().was_answered(&reply);
-    match reply.answer {
-        CancelAnswer::AlreadyCommitted | CancelAnswer::NotCancellable => Ok(()),
-        answer if answer.is_clean() => Ok(()),
-        answer => Err(format!("cancelled without faults: {answer:?}")),
-    }
-}
-
-/// After all that, each destination takes the next copy, or holds an image.
-async fn copy_again(host: &Host, oracle: &Mutex<Oracle>, engine: &Engine) -> Result<(), String> {
-    for (n, name) in DESTINATIONS.iter().enumerate() {
-        let there = host.visible(n)?.is_some();
-        match engine.copy(request("s/image", name, verified(false))).await {
-            Err(error) if there && error.kind() == ErrorKind::Exists => {}
-            Err(error) => return Err(told("start the next copy", &error)),
-            Ok(job) => {
-                oracle.lock().unwrap().was_started(job.id(), n);
-                let outcome = job.wait().await;
-                oracle.lock().unwrap().was_told(job.id(), &outcome);
-                if !matches!(outcome, JobOutcome::Committed(_)) {
-                    return Err(format!("the next copy: {outcome:?}"));
-                }
-            }
-        }
-    }
-    debug_assert!(JobState::Committed.is_final());
-    Ok(())
-}
-
-fn told(what: &str, error: &blockferry::Error) -> String {
-    format!("{what}: {}", error.report())
 }

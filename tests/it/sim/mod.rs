@@ -5,3 +5,4 @@ mod life;
 mod oracle;
 mod points;
 mod random;
+mod settle;

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use blockferry::engine::{CancelAnswer, CancelReply, JobOutcome};
 use blockferry::id::JobId;
-use blockferry::job::JobState;
+use blockferry::job::{JobState, Receipt};
 
-use super::host::{DESTINATIONS, Host, Visible};
+use super::host::{DESTINATIONS, FILE, Host, Visible};
 
 /// What was acknowledged of a job.
 #[derive(Clone, Debug, Default)]
@@ -17,8 +17,12 @@ struct Known {
     started: bool,
     committed: bool,
     cancelled: bool,
-    /// It was found that nothing of it is left, and that it did not commit.
+    /// It was found that it did not commit, and never will.
     gone: bool,
+    /// Nothing of it is left, and nothing may come back.
+    clean: bool,
+    /// Somebody has asked for its cancel, whatever came of it.
+    asked: bool,
 }
 
 #[derive(Debug, Default)]
@@ -28,8 +32,14 @@ pub(crate) struct Oracle {
     jobs: BTreeMap<JobId, Known>,
     /// What was last seen at a destination, once a commit to it was acknowledged.
     held: [Option<Visible>; DESTINATIONS.len()],
+    /// Somebody has asked for a cancel of what goes there, whatever came of it.
+    asked_to: [bool; DESTINATIONS.len()],
+    /// What somebody else has put at the place of the plain file.
+    stranger: Option<Vec<u8>>,
     /// The wall clock has jumped: records of ended jobs may have come of age.
     pub(crate) may_forget: bool,
+    /// Calls fail with `EIO`: a stage that cannot be looked at keeps nobody out.
+    pub(crate) may_overlook: bool,
     /// The first contradiction.
     violation: Option<String>,
 }
@@ -37,6 +47,20 @@ pub(crate) struct Oracle {
 impl Oracle {
     pub(crate) fn knows_source(&mut self, bytes: Vec<u8>) {
         self.versions.push(bytes);
+    }
+
+    pub(crate) fn knows_stranger(&mut self, bytes: Option<Vec<u8>>) {
+        self.stranger = bytes.or(self.stranger.take());
+    }
+
+    /// Somebody asks for a cancel of that job.
+    pub(crate) fn is_asked(&mut self, job: JobId) {
+        self.known(job).asked = true;
+    }
+
+    /// Somebody asks for a cancel of whatever goes there.
+    pub(crate) fn is_asked_at(&mut self, destination: usize) {
+        self.asked_to[destination] = true;
     }
 
     pub(crate) fn violated(&mut self, what: String) {
@@ -70,13 +94,32 @@ impl Oracle {
     /// How a job ended, as its handle tells.
     pub(crate) fn was_told(&mut self, job: JobId, outcome: &JobOutcome) {
         match outcome {
-            JobOutcome::Committed(_) => self.has_committed(job, "its handle"),
-            JobOutcome::RolledBack { .. } => self.is_cancelled(job, "its handle"),
-            JobOutcome::Failed { error, .. } if error.report().contains("panicked: ") => {
+            JobOutcome::Committed(receipt) => {
+                self.has_committed(job, "its handle");
+                self.adds_up(job, receipt);
+            }
+            JobOutcome::RolledBack { clean } => {
+                self.is_cancelled(job, "its handle");
+                self.known(job).clean |= *clean;
+            }
+            JobOutcome::Failed { error, .. }
+                if ["panicked: ", "account for moves"]
+                    .iter()
+                    .any(|bug| error.report().contains(bug)) =>
+            {
                 self.violated(format!("job {job}: {}", error.report()));
             }
             JobOutcome::Failed { resumable: false, .. } => self.is_gone(job, "its handle"),
             _ => {}
+        }
+    }
+
+    /// What a resume found on record is not moved again, and the rest is moved once.
+    fn adds_up(&mut self, job: JobId, receipt: &Receipt) {
+        let moved = receipt.resumed_bytes + receipt.written_bytes + receipt.reused_bytes;
+        let was_found = receipt.read_bytes == 0 && receipt.written_bytes == 0;
+        if !was_found && receipt.verified.rewritten_chunks == 0 && moved != receipt.data_bytes {
+            self.violated(format!("job {job}: {moved} bytes are moved or there, {receipt:?}"));
         }
     }
 
@@ -85,6 +128,7 @@ impl Oracle {
         match reply.answer {
             CancelAnswer::Cancelled { .. } | CancelAnswer::AlreadyCancelled { .. } => {
                 self.is_cancelled(job, "a cancel");
+                self.known(job).clean |= reply.answer.is_clean();
             }
             CancelAnswer::AlreadyCommitted => self.has_committed(job, "a cancel"),
             _ => {}
@@ -94,8 +138,16 @@ impl Oracle {
     pub(crate) fn was_shown(&mut self, job: JobId, state: JobState) {
         match state {
             JobState::Committed => self.has_committed(job, "the index"),
-            JobState::RolledBack => self.is_gone(job, "the index"),
-            JobState::Failed { resumable: false } => self.is_gone(job, "the index"),
+            JobState::RolledBack | JobState::Failed { resumable: false } => {
+                self.is_gone(job, "the index");
+                self.known(job).clean = true;
+                let known = self.known(job).clone();
+                let asked = known.asked || known.destination.is_some_and(|to| self.asked_to[to]);
+                // A job whose source has changed ends by itself.
+                if known.started && !asked && self.versions.len() == 1 {
+                    self.violated(format!("job {job} is rolled back, and nobody has asked for it"));
+                }
+            }
             _ => {}
         }
     }
@@ -123,6 +175,7 @@ impl Oracle {
 
     /// Compares with what is visible now.
     pub(crate) fn look(&mut self, host: &Host) {
+        self.look_at_stages(host);
         for (n, name) in DESTINATIONS.iter().enumerate() {
             let seen = match host.visible(n) {
                 Ok(seen) => seen,
@@ -133,6 +186,12 @@ impl Oracle {
             };
             let committed =
                 self.jobs.values().any(|job| job.destination == Some(n) && job.committed);
+            if let Some(stranger) = self.stranger.as_ref().filter(|_| n == FILE) {
+                if committed || seen.is_none_or(|seen| seen.bytes != *stranger) {
+                    self.violated(format!("{name}: what was there has been replaced"));
+                }
+                continue;
+            }
             match (&seen, &self.held[n]) {
                 (None, Some(_)) => self.violated(format!("{name}: a committed image is gone")),
                 (Some(seen), Some(held)) if (&seen.bytes, seen.job) != (&held.bytes, held.job) => {
@@ -158,6 +217,28 @@ impl Oracle {
             }
             if committed {
                 self.held[n] = Some(seen);
+            }
+        }
+    }
+
+    /// Of a job that is clean nothing is left; and of two jobs to one destination, one waits for
+    /// the other to end.
+    fn look_at_stages(&mut self, host: &Host) {
+        let mut to = [None; DESTINATIONS.len()];
+        for (job, holds_bytes) in host.staged() {
+            let known = self.jobs.get(&job).cloned().unwrap_or_default();
+            if known.clean {
+                self.violated(format!("job {job} was told to be clean, and its stage is there"));
+            }
+            let Some(destination) = known.destination.filter(|_| known.started && holds_bytes)
+            else {
+                continue;
+            };
+            if let Some(rival) = to[destination].replace(job)
+                && !self.may_overlook
+            {
+                let name = DESTINATIONS[destination];
+                self.violated(format!("{name}: jobs {rival} and {job} are both staged"));
             }
         }
     }

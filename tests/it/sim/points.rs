@@ -10,15 +10,16 @@ use std::time::Duration;
 use std::{env, thread};
 
 use blockferry::id::JobId;
-use blockferry::options::Limits;
+use blockferry::options::{CopyOptions, Limits};
 use blockferry::testing::{Action, Failure};
 use tokio::time::{sleep, timeout};
 
 use super::host::{
-    AGES, DESTINATIONS, Daemon, Host, bytes_of, in_simulation, options, panics, request,
+    AGES, DESTINATIONS, Daemon, FILE, Host, MEMORY, TARGETS, bytes_of, in_simulation, options,
+    panics, request,
 };
-use super::life::settle;
 use super::oracle::Oracle;
+use super::settle::{all_ended, settle};
 use crate::world::{end, region};
 
 const KILLS: [Action; 2] = [Action::KillBefore, Action::KillAfter];
@@ -30,7 +31,7 @@ const POWER: [Action; 6] = [
     Action::PowerAfter(50),
     Action::PowerAfter(100),
 ];
-const FAILURES: [Action; 7] = [
+const FAILURES: [Action; 8] = [
     Action::Fail(Failure::Io),
     Action::Fail(Failure::NoSpace),
     Action::Fail(Failure::Short),
@@ -38,11 +39,30 @@ const FAILURES: [Action; 7] = [
     Action::FailFrom(Failure::Io),
     Action::FailFrom(Failure::NoSpace),
     Action::FailFrom(Failure::Short),
+    Action::Full,
 ];
+/// What another process meets is a call that has had its effect, or is about to.
+const HOLDS: [Action; 2] = [Action::HoldBefore, Action::HoldAfter];
 /// Of all pairs, the default suite tries one in so many.
 const PAIR_STEP: usize = 16;
+/// So many broken promises are enough to see what is wrong.
+const BROKEN_MAX: usize = 16;
 /// What a crash is where pairs of them are tried.
 const CRASHES: [Action; 3] = [Action::KillAfter, Action::PowerAfter(0), Action::PowerAfter(100)];
+
+fn at_most(bytes_per_sec: u64) -> CopyOptions {
+    options().with_limits(Limits::NONE.with_bytes_per_sec(bytes_per_sec))
+}
+
+/// Slow enough that something can come in between.
+fn slow() -> CopyOptions {
+    at_most(20_000)
+}
+
+/// So slow that what lies behind the first chunk takes more than two seconds.
+fn crawling() -> CopyOptions {
+    at_most(1_000)
+}
 
 /// What is done while something goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +73,8 @@ enum Scenario {
     Sparse,
     /// To a plain file, whose commit moves the bytes themselves.
     Commit,
+    /// To a region that has no files, so that several chunks are under way at once.
+    Remote,
     /// A suspended job goes on to its end.
     Resume,
     /// A running job is cancelled.
@@ -61,10 +83,11 @@ enum Scenario {
     Recover,
 }
 
-const SCENARIOS: [Scenario; 6] = [
+const SCENARIOS: [Scenario; 7] = [
     Scenario::Copy,
     Scenario::Sparse,
     Scenario::Commit,
+    Scenario::Remote,
     Scenario::Resume,
     Scenario::Cancel,
     Scenario::Recover,
@@ -76,10 +99,18 @@ enum Doing {
     Nothing,
     /// At its call of that number.
     At(u64, Action),
+    /// The same, and power is lost as soon as the scenario is told how it ended.
+    AtThenPower(u64, Action),
     /// A crash at that call, and another at that call of the recovery.
     Twice((u64, Action), (u64, Action)),
     /// A second process cancels while that call stands still.
     CancelAt(u64, Action),
+    /// The same, and power is lost as soon as it is answered.
+    CancelAtThenPower(u64, Action),
+    /// A second process starts a copy to the same destination while that call stands still.
+    RivalAt(u64, Action),
+    /// Somebody else puts a file at the destination while that call stands still.
+    StrangerAt(u64, Action),
     /// The engine is dropped while that call stands still.
     DropAt(u64),
     /// The call to the engine is dropped after so many polls.
@@ -106,11 +137,16 @@ struct Stage {
 
 impl Scenario {
     fn destination(self) -> usize {
-        if self == Self::Commit { 2 } else { 0 }
+        match self {
+            Self::Commit => FILE,
+            Self::Remote => MEMORY,
+            _ => 0,
+        }
     }
 
     fn source(self) -> Vec<u8> {
-        let mut bytes = bytes_of(0, if self == Self::Sparse { 140_000 } else { 70_001 });
+        let is_long = matches!(self, Self::Sparse | Self::Remote);
+        let mut bytes = bytes_of(0, if is_long { 140_000 } else { 70_001 });
         if self == Self::Sparse {
             bytes[20_000..135_000].fill(0);
         }
@@ -127,9 +163,8 @@ impl Scenario {
         let mut stage =
             Stage { host, oracle: Arc::new(Mutex::new(oracle)), scenario: self, daemon, job: None };
         if matches!(self, Self::Resume | Self::Cancel | Self::Recover) {
-            let slow = options().with_limits(Limits::NONE.with_bytes_per_sec(20_000));
             let to = DESTINATIONS[self.destination()];
-            let job = stage.daemon.engine.copy(request("s/image", to, slow)).await.unwrap();
+            let job = stage.daemon.engine.copy(request("s/image", to, slow())).await.unwrap();
             stage.oracle().was_started(job.id(), self.destination());
             stage.job = Some(job.id());
             sleep(Duration::from_millis(500)).await;
@@ -152,7 +187,7 @@ impl Stage {
     }
 
     /// The part that is tried.
-    async fn act(&self) {
+    async fn act(&self, doing: Doing) {
         let (daemon, destination) = (&self.daemon, self.scenario.destination());
         let tell = |told: &dyn Fn(&mut Oracle)| {
             if daemon.process.is_alive() {
@@ -161,8 +196,13 @@ impl Stage {
         };
         let started = match (self.scenario, self.job) {
             (Scenario::Cancel, Some(job)) => {
-                if let Ok(reply) = daemon.engine.cancel(job).await {
-                    tell(&|oracle| oracle.was_answered(&reply));
+                self.oracle().is_asked(job);
+                match (daemon.engine.cancel(job).await, doing) {
+                    (Ok(reply), _) => tell(&|oracle| oracle.was_answered(&reply)),
+                    (Err(error), Doing::At(_, Action::Full)) => {
+                        tell(&|oracle| oracle.violated(format!("a cancel needs no room: {error}")));
+                    }
+                    (Err(_), _) => {}
                 }
                 return;
             }
@@ -172,33 +212,67 @@ impl Stage {
             }
             (_, Some(job)) => daemon.engine.resume(job).await,
             (_, None) => {
-                let request = request("s/image", DESTINATIONS[destination], options());
-                daemon.engine.copy(request).await
+                // Where several chunks are under way, most of them are to wait for their turn.
+                let options = if destination == MEMORY { slow() } else { options() };
+                daemon.engine.copy(request("s/image", DESTINATIONS[destination], options)).await
             }
         };
         let Ok(job) = started else { return };
-        tell(&|oracle| oracle.was_started(job.id(), destination));
+        tell(&|oracle| {
+            oracle.was_started(job.id(), destination);
+            oracle.look(&self.host);
+        });
         let outcome = job.wait().await;
         tell(&|oracle| oracle.was_told(job.id(), &outcome));
+        if let Err(what) = all_ended(&daemon.engine) {
+            tell(&|oracle| oracle.violated(what.clone()));
+        }
     }
 
-    /// A second process cancels; it is given two seconds before what stands still goes on.
-    async fn cancel_beside(&self) {
+    /// What others do while a call stands still; they are given some time before it goes on.
+    async fn beside(&self, doing: Doing) {
         self.host.sim.taken().await;
         let Ok(other) = self.host.daemon(true).await else { return };
-        let cancel = async {
-            let to = end(DESTINATIONS[self.scenario.destination()]);
-            let reply = other.engine.cancel_image(&to.region, &to.image).await;
-            if let Ok(reply) = &reply {
-                self.oracle().was_answered(reply);
+        let mut others = pin!(async {
+            match doing {
+                Doing::RivalAt(..) => self.start_beside(&other).await,
+                Doing::StrangerAt(..) => self.oracle().knows_stranger(self.host.put_stranger()),
+                Doing::CancelAtThenPower(..) => self.cancel_beside(&other, true).await,
+                _ => self.cancel_beside(&other, false).await,
             }
+        });
+        // A cancel waits 30 seconds for clean; then it is told what was decided, and no more.
+        let patience = match (doing, self.scenario) {
+            (Doing::CancelAtThenPower(..), Scenario::Copy) => Duration::from_secs(40),
+            _ => Duration::from_secs(2),
         };
-        let mut cancel = pin!(cancel);
-        if timeout(Duration::from_secs(2), cancel.as_mut()).await.is_err() {
+        if timeout(patience, others.as_mut()).await.is_err() {
             self.host.sim.release();
-            cancel.await;
+            others.await;
         }
         self.host.sim.release();
+    }
+
+    async fn cancel_beside(&self, other: &Daemon, then_power: bool) {
+        let destination = self.scenario.destination();
+        self.oracle().is_asked_at(destination);
+        let to = end(DESTINATIONS[destination]);
+        if let Ok(reply) = other.engine.cancel_image(&to.region, &to.image).await {
+            self.oracle().was_answered(&reply);
+        }
+        if then_power {
+            self.host.sim.lose_power(0);
+        }
+    }
+
+    async fn start_beside(&self, other: &Daemon) {
+        let destination = self.scenario.destination();
+        let request = request("s/image", DESTINATIONS[destination], crawling());
+        let Ok(job) = other.engine.copy(request).await else { return };
+        self.oracle().was_started(job.id(), destination);
+        self.oracle().look(&self.host);
+        let outcome = job.wait().await;
+        self.oracle().was_told(job.id(), &outcome);
     }
 }
 
@@ -210,29 +284,39 @@ fn run(scenario: Scenario, doing: Doing, dice: u64) -> Done {
         let from = sim.call_count();
         match doing {
             Doing::At(call, action)
+            | Doing::AtThenPower(call, action)
             | Doing::CancelAt(call, action)
+            | Doing::CancelAtThenPower(call, action)
+            | Doing::RivalAt(call, action)
+            | Doing::StrangerAt(call, action)
             | Doing::Twice((call, action), _) => sim.plan(from + call, action),
             Doing::DropAt(call) => sim.plan(from + call, Action::HoldBefore),
             Doing::Nothing | Doing::PollsOnly(_) => {}
         }
         let mut taken = None;
         match doing {
-            Doing::CancelAt(..) => {
-                // A scenario with fewer calls ends the test; what would cancel it waits for ever.
+            Doing::CancelAt(..)
+            | Doing::CancelAtThenPower(..)
+            | Doing::RivalAt(..)
+            | Doing::StrangerAt(..) => {
+                // A scenario with fewer calls ends the test; what would meet it waits for ever.
                 tokio::select! {
-                    ((), ()) = async { tokio::join!(stage.act(), stage.cancel_beside()) } => {}
+                    ((), ()) = async { tokio::join!(stage.act(doing), stage.beside(doing)) } => {}
                     () = sleep(AGES) => {}
                 }
             }
             Doing::DropAt(_) => tokio::select! {
-                () = stage.act() => {}
+                () = stage.act(doing) => {}
                 () = sim.taken() => {}
             },
-            Doing::PollsOnly(polls) => taken = Some(!poll_only(stage.act(), polls).await),
+            Doing::PollsOnly(polls) => taken = Some(!poll_only(stage.act(doing), polls).await),
             _ => {
-                let acted = timeout(AGES, stage.act()).await;
+                let acted = timeout(AGES, stage.act(doing)).await;
                 if acted.is_err() {
                     stage.oracle().violated("it hangs".to_owned());
+                }
+                if matches!(doing, Doing::AtThenPower(..)) {
+                    sim.lose_power(0);
                 }
             }
         }
@@ -265,7 +349,7 @@ impl Stage {
         if let Doing::Twice(_, (call, action)) = doing {
             host.sim.plan(host.sim.call_count() + call, action);
             if let Ok(recoverer) = host.daemon(true).await {
-                for name in ["b", "t"] {
+                for name in TARGETS {
                     recoverer.engine.recover(&region(name)).await.ok();
                 }
                 recoverer.process.kill();
@@ -294,7 +378,7 @@ async fn poll_only(future: impl Future<Output = ()>, polls: u64) -> bool {
     .await
 }
 
-/// Runs all points on all cores; fails with the first that breaks a promise.
+/// Runs all points on all cores, or until enough of them have broken a promise.
 fn all(points: &[(Scenario, Doing)]) -> BTreeMap<String, usize> {
     let next = AtomicUsize::new(0);
     let (broken, counts) = (Mutex::new(Vec::new()), Mutex::new(BTreeMap::new()));
@@ -302,9 +386,10 @@ fn all(points: &[(Scenario, Doing)]) -> BTreeMap<String, usize> {
     thread::scope(|scope| {
         for _ in 0..cores {
             scope.spawn(|| {
-                while let Some((scenario, doing)) = points.get(next.fetch_add(1, Relaxed)) {
-                    let dice = u64::try_from(next.load(Relaxed)).unwrap();
-                    let done = run(*scenario, *doing, dice / 2);
+                while broken.lock().unwrap().len() < BROKEN_MAX {
+                    let n = next.fetch_add(1, Relaxed);
+                    let Some((scenario, doing)) = points.get(n) else { break };
+                    let done = run(*scenario, *doing, u64::try_from(n / 2).unwrap());
                     if let Err(what) = done.verdict {
                         broken.lock().unwrap().push(format!("{scenario:?}, {doing:?}: {what}"));
                     }
@@ -338,6 +423,7 @@ fn a_crash_or_a_failure_at_any_call_breaks_no_promise() {
             for action in KILLS.into_iter().chain(POWER).chain(FAILURES) {
                 points.push((scenario, Doing::At(call, action)));
             }
+            points.extend(FAILURES.map(|failure| (scenario, Doing::AtThenPower(call, failure))));
         }
     }
     told("crash or failure at every call", &all(&points));
@@ -348,14 +434,30 @@ fn a_cancel_or_a_drop_at_any_call_breaks_no_promise() {
     let mut points = Vec::new();
     for scenario in SCENARIOS {
         for call in 0..calls_of(scenario).0 {
-            points.push((scenario, Doing::CancelAt(call, Action::HoldBefore)));
-            points.push((scenario, Doing::CancelAt(call, Action::HoldAfter)));
+            for hold in HOLDS {
+                points.push((scenario, Doing::CancelAt(call, hold)));
+                points.push((scenario, Doing::CancelAtThenPower(call, hold)));
+            }
             points.push((scenario, Doing::DropAt(call)));
         }
         let polls = (1..).take_while(|polls| run(scenario, Doing::PollsOnly(*polls), 0).taken);
         points.extend(polls.map(|polls| (scenario, Doing::PollsOnly(polls))));
     }
     told("cancel, and drop, at every call and poll", &all(&points));
+}
+
+#[test]
+fn a_rival_or_a_stranger_at_any_call_breaks_no_promise() {
+    let mut points = Vec::new();
+    for scenario in SCENARIOS {
+        for call in 0..calls_of(scenario).0 {
+            points.extend(HOLDS.map(|hold| (scenario, Doing::RivalAt(call, hold))));
+            if scenario.destination() == FILE {
+                points.extend(HOLDS.map(|hold| (scenario, Doing::StrangerAt(call, hold))));
+            }
+        }
+    }
+    told("rival, and stranger, at every call", &all(&points));
 }
 
 #[test]
@@ -385,13 +487,13 @@ fn recovery_calls(scenario: Scenario, (call, action): (u64, Action)) -> u64 {
         let stage = scenario.begin().await;
         let sim = stage.host.sim.clone();
         sim.plan(sim.call_count() + call, action);
-        timeout(AGES, stage.act()).await.ok();
+        timeout(AGES, stage.act(Doing::Nothing)).await.ok();
         stage.daemon.process.kill();
         sim.heal();
         sleep(Duration::from_secs(100)).await;
         let from = sim.call_count();
         let recoverer = stage.host.daemon(true).await.unwrap();
-        for name in ["b", "t"] {
+        for name in TARGETS {
             recoverer.engine.recover(&region(name)).await.ok();
         }
         sim.call_count() - from

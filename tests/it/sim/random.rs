@@ -122,12 +122,14 @@ fn without_faults(case: &Case) -> Vec<Case> {
     push(&|case| case.faults.interleaved = 0);
     push(&|case| case.faults.written_back = 0);
     push(&|case| case.faults.rotten_syncs = 0);
+    push(&|case| case.faults.misdirected = 0);
     push(&|case| case.faults.flipped_reads = 0);
     push(&|case| case.faults.killed = 0);
     push(&|case| case.faults.power_lost = 0);
     push(&|case| case.room = None);
     push(&|case| case.verify = false);
     push(&|case| case.vouched = false);
+    push(&|case| case.in_memory = false);
     push(&|case| case.often = false);
     push(&|case| case.source_len = 5_000);
     push(&|case| case.file_system = "ext4");

@@ -19,9 +19,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from lab import Ferry, Tally, build, need_root, number, parsed, seed, skip
+from lab import Ferry, Tally, build, loop, need_root, number, parsed, seed, skip
 
 LIMIT = number("LIMIT_MIB", 64, 64) << 20
+# What reads an image and keeps nothing of it needs no more than this, whatever its chunks are.
+READER_MIB = 24
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
 
@@ -96,10 +98,12 @@ class Lab:
         self.worst = max(self.worst, most)
         return process.returncode, parsed(process.stdout.read()), most
 
-    def expect(self, name, told, code, **fields):
+    def expect(self, name, told, code, at_most_mib=LIMIT >> 20, **fields):
         got, said, most = told
         wrong = [] if got == code else [f"exit code {got}, not {code}: {json.dumps(said)}"]
         wrong += [f"{key} is {said.get(key)}" for key in fields if said.get(key) != fields[key]]
+        if most > at_most_mib << 20:
+            wrong.append(f"{most / (1 << 20):.1f} MiB is more than {at_most_mib}")
         if self.group.killed():
             wrong.append(f"the kernel killed {self.group.killed()} processes")
         print(f"{name}: {most / (1 << 20):.1f} MiB anonymous", flush=True)
@@ -112,7 +116,14 @@ class Lab:
                 file.write(rng.randbytes(8 << 20))
         self.copied("dense 512 MiB", dense, "dense")
         self.copied("dense, verified in full", dense, "verified", "--verify", "full")
+        self.copied("dense, a sample verified", dense, "sampled", "--verify", "sample:5%")
         self.copied("dense, 64 KiB chunks", dense, "small", "--chunk-size", "64KiB")
+        self.copied("dense, 64 MiB chunks", dense, "large", "--chunk-size", "64MiB")
+        told = self.run("copy", dense, self.work / "plain.raw", "--verify", "full")
+        self.expect("dense, to a plain file", told, 0, outcome="committed")
+        told = self.run("copy", f"dir://{self.root}/dense", f"dir://{self.root}/again")
+        self.expect("dense, of a region", told, 0, outcome="committed")
+        self.device(dense)
         for name, size in (("4 GiB", 4 << 30), ("1 TiB", 1 << 40)):
             image = self.work / f"sparse-{size}.raw"
             with open(image, "wb") as file:
@@ -122,6 +133,15 @@ class Lab:
                     file.write(rng.randbytes(2 << 20))
             self.copied(f"sparse {name}", image, f"sparse-{size}")
         return dense
+
+    def device(self, dense):
+        backing = self.work / "device"
+        with open(backing, "wb") as file:
+            file.truncate(dense.stat().st_size)
+        with loop(backing) as device:
+            told = self.run("copy", dense, device, "--destructive", "--verify", "full")
+            self.expect("dense, to a block device", told, 0, outcome="committed")
+        backing.unlink()
 
     def copied(self, name, source, image, *words):
         told = self.run("copy", source, f"dir://{self.root}/{image}", *words)
@@ -147,9 +167,17 @@ class Lab:
         cancel = self.run("cancel", f"dir://{self.root}/never")
         self.expect("cancel", cancel, 0, answer="cancelled", clean=True)
         self.expect("cancelled", self.end(process), 4, outcome="rolled_back")
-        digest = self.run("digest", f"dir://{self.root}/dense")
-        self.expect("digest", digest, 0)
-        self.expect("verify", self.run("verify", f"dir://{self.root}/dense"), 0)
+        reads = {"digest": f"dir://{self.root}/dense", "digest of a file": dense}
+        for name, image in reads.items():
+            self.expect(name, self.run("digest", image), 0, READER_MIB)
+        for image in ("dense", "small", "large"):
+            told = self.run("verify", f"dir://{self.root}/{image}")
+            self.expect(f"verify {image}", told, 0, READER_MIB)
+        # A quarter of a million chunks have their digests in memory, twice.
+        told = self.run("verify", f"dir://{self.root}/sparse-{1 << 40}")
+        self.expect("verify sparse 1 TiB", told, 0)
+        told = self.run("recover", f"dir://{self.root}")
+        self.expect("recover", told, 0, READER_MIB)
 
     def wait_for_stage(self):
         until = time.monotonic() + 30
