@@ -42,8 +42,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Milliseconds since 1970: a label on records.
-#[expect(clippy::disallowed_methods, reason = "the one place that reads wall time, for labels")]
+/// Milliseconds since 1970: a label on records, and what the times in certificates are held
+/// against.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads wall time")]
 pub(crate) fn unix_ms() -> u64 {
     #[cfg(feature = "testing")]
     if let Some(ms) = sim::unix_ms() {

@@ -74,6 +74,7 @@
 //! | say what a copy or an engine may do | [`options`] |
 //! | read what a job did | [`job`] |
 //! | use a folder, a file, a device or memory as a region, or write a region | [`region`] |
+//! | copy to and from other daemons, or let them (feature `peer`) | `region::PeerRegion`, `serve` |
 //! | name images, jobs and regions | [`id`], [`location`] |
 //! | handle what goes wrong | [`error`] |
 //! | verify an image yourself | [`manifest`], [`seal`], [`chunk`], [`geometry`] |
@@ -88,7 +89,7 @@
 //! |---|---|
 //! | none | the library with memory, directory, file and block-device regions |
 //! | `cli` | the `blockferry` command |
-//! | `peer` | the module `wire`: the chunk protocol between two daemons |
+//! | `peer` | copies between daemons: `region::PeerRegion`, the modules `serve`, `peer` (who may) and `wire` (the chunk protocol); with `cli`, `blockferry serve` and `cert` |
 //! | `testing` | the module `testing`: the conformance suite and the fault wrappers, for those who write regions |
 //!
 //! A feature adds API and never changes what existing code does. Linux only, 5.6 or later.
@@ -107,10 +108,16 @@ pub mod location;
 pub mod manifest;
 pub mod manual;
 pub mod options;
+#[cfg(feature = "peer")]
+pub mod peer;
 pub mod plan;
+#[cfg(feature = "peer")]
+mod pump;
 pub mod region;
 mod sabotage;
 pub mod seal;
+#[cfg(feature = "peer")]
+pub mod serve;
 mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -22,6 +22,96 @@ pub enum Location {
         /// The image in it.
         image: ImageId,
     },
+    /// An image of a region that another daemon serves.
+    Peer {
+        /// The region.
+        address: PeerAddress,
+        /// The image in it.
+        image: ImageId,
+    },
+}
+
+/// Where another daemon serves a region, and what it calls it. Its text is a URL.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PeerAddress {
+    /// `ferrys://HOST:PORT/REGION`: over TLS, with certificates on both sides.
+    Tcp {
+        /// A DNS name or an IP address, one of version 6 in brackets.
+        host: String,
+        /// The port.
+        port: u16,
+        /// The region's name there: as an image id.
+        region: RegionName,
+    },
+    /// `ferry+unix:///PATH/TO/SOCKET/REGION`: a Unix socket of this host, not encrypted.
+    Unix {
+        /// The socket's absolute path.
+        socket: String,
+        /// The region's name there: as an image id.
+        region: RegionName,
+    },
+}
+
+impl PeerAddress {
+    /// Reads `ferrys://HOST:PORT/REGION` or `ferry+unix:///SOCKET/REGION`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for anything else.
+    pub fn parse(text: &str) -> Result<Self> {
+        let hint = "write ferrys://HOST:PORT/REGION or ferry+unix:///SOCKET/REGION";
+        let (scheme, rest) = scheme(text).ok_or_else(|| refuse(text, hint))?;
+        let (place, region) = rest.rsplit_once('/').ok_or_else(|| refuse(text, hint))?;
+        // One grammar for both parts, so that none of them can hold a slash.
+        let region: ImageId = region.parse().map_err(|_| refuse(text, REGION_HINT))?;
+        let region: RegionName = region.as_str().parse()?;
+        match scheme {
+            "ferry+unix" => Ok(Self::Unix { socket: checked(text, place)?.to_owned(), region }),
+            "ferrys" => {
+                let (host, port) = place.rsplit_once(':').ok_or_else(|| refuse(text, hint))?;
+                // One spelling each: no sign, no leading zero.
+                let spelt = |number: &u16| *number > 0 && number.to_string() == port;
+                let port = port.parse().ok().filter(spelt);
+                let port = port.ok_or_else(|| refuse(text, "a port is 1 to 65535"))?;
+                if !is_host(host) {
+                    return Err(refuse(text, "the host is a name, an address or [an address]"));
+                }
+                Ok(Self::Tcp { host: host.to_owned(), port, region })
+            }
+            other => Err(unknown(text, other)),
+        }
+    }
+
+    /// The region's name there.
+    pub fn region(&self) -> &RegionName {
+        match self {
+            Self::Tcp { region, .. } | Self::Unix { region, .. } => region,
+        }
+    }
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port, region } => write!(f, "ferrys://{host}:{port}/{region}"),
+            Self::Unix { socket, region } => write!(f, "ferry+unix://{socket}/{region}"),
+        }
+    }
+}
+
+const REGION_HINT: &str = "a region there is named by letters, digits, '.', '_' and '-'";
+
+fn is_host(host: &str) -> bool {
+    let named = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    let in_brackets = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    match in_brackets {
+        Some(inner) => inner.parse::<core::net::Ipv6Addr>().is_ok(),
+        None => (1..=253).contains(&host.len()) && host.bytes().all(named),
+    }
+}
+
+fn is_peer(scheme: &str) -> bool {
+    matches!(scheme, "ferrys" | "ferry+unix")
 }
 
 /// Where a region is: what `jobs` and `recover` take.
@@ -32,10 +122,13 @@ pub enum RegionLocation {
     Files(String),
     /// A directory region's root.
     Dir(String),
+    /// A region that another daemon serves.
+    Peer(PeerAddress),
 }
 
 impl Location {
-    /// Reads `disk.raw`, `/abs/disk.raw`, `file:///abs/disk.raw` or `dir:///srv/region-a/IMAGE`.
+    /// Reads `disk.raw`, `/abs/disk.raw`, `file:///abs/disk.raw`, `dir:///srv/region-a/IMAGE`,
+    /// `ferrys://HOST:PORT/REGION/IMAGE` or `ferry+unix:///SOCKET/REGION/IMAGE`.
     ///
     /// A plain path is what the shell means by it, relative to `cwd`. In URL forms no component may
     /// be `.`, `..` or empty and nothing is percent-decoded.
@@ -55,6 +148,11 @@ impl Location {
                 }
                 Ok(Self::Dir { root: root.to_owned(), image })
             }
+            Some((scheme, _)) if is_peer(scheme) => {
+                let (address, image) = text.rsplit_once('/').unwrap_or((text, ""));
+                let image = image.parse().map_err(|e: Error| e.within(shown(text)))?;
+                Ok(Self::Peer { address: PeerAddress::parse(address)?, image })
+            }
             Some((other, _)) => Err(unknown(text, other)),
         }
     }
@@ -71,6 +169,9 @@ impl Location {
             Self::Dir { root, image } => {
                 Ok(Endpoint::new(format!("dir://{root}").parse()?, image.clone()))
             }
+            Self::Peer { address, image } => {
+                Ok(Endpoint::new(address.to_string().parse()?, image.clone()))
+            }
         }
     }
 
@@ -82,6 +183,10 @@ impl Location {
         let name = endpoint.region.as_str();
         if let Some(path) = name.strip_prefix("file://") {
             return Ok(Self::File(path.to_owned()));
+        }
+        if scheme(name).is_some_and(|(scheme, _)| is_peer(scheme)) {
+            let address = PeerAddress::parse(name)?;
+            return Ok(Self::Peer { address, image: endpoint.image.clone() });
         }
         let root = name.strip_prefix("dir://").ok_or_else(|| {
             refuse(name, "this job belongs to a daemon that names its regions otherwise")
@@ -95,12 +200,13 @@ impl fmt::Display for Location {
         match self {
             Self::File(path) => write!(f, "file://{path}"),
             Self::Dir { root, image } => write!(f, "dir://{root}/{image}"),
+            Self::Peer { address, image } => write!(f, "{address}/{image}"),
         }
     }
 }
 
 impl RegionLocation {
-    /// Reads `FOLDER`, `file:///FOLDER` or `dir:///ROOT`.
+    /// Reads `FOLDER`, `file:///FOLDER`, `dir:///ROOT`, or a [`PeerAddress`].
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] for an unknown scheme or a malformed path.
@@ -109,6 +215,7 @@ impl RegionLocation {
             None => Ok(Self::Files(absolute(text, cwd)?)),
             Some(("file", path)) => Ok(Self::Files(checked(text, path)?.to_owned())),
             Some(("dir", path)) => Ok(Self::Dir(checked(text, path)?.to_owned())),
+            Some((scheme, _)) if is_peer(scheme) => PeerAddress::parse(text).map(Self::Peer),
             Some((other, _)) => Err(unknown(text, other)),
         }
     }
@@ -121,6 +228,7 @@ impl RegionLocation {
         match self {
             Self::Files(path) => format!("file://{path}").parse(),
             Self::Dir(root) => format!("dir://{root}").parse(),
+            Self::Peer(address) => address.to_string().parse(),
         }
     }
 }
@@ -159,7 +267,8 @@ fn checked<'a>(text: &str, path: &'a str) -> Result<&'a str> {
 
 fn unknown(text: &str, scheme: &str) -> Error {
     let what = format!("use {} as location: unknown scheme {}", shown(text), shown(scheme));
-    Error::new(ErrorKind::Invalid, what).hint("known schemes are file:// and dir://")
+    Error::new(ErrorKind::Invalid, what)
+        .hint("known schemes are file://, dir://, ferrys:// and ferry+unix://")
 }
 
 fn refuse(text: &str, hint: &'static str) -> Error {
@@ -187,6 +296,43 @@ mod tests {
         assert_eq!(Location::of_endpoint(&dir.endpoint().unwrap()).unwrap(), dir);
         let plain = parse("disk.raw").unwrap();
         assert_eq!(Location::of_endpoint(&plain.endpoint().unwrap()).unwrap(), plain);
+    }
+
+    #[test]
+    fn peers_are_read_as_written() {
+        for text in [
+            "ferrys://b.example:7443/b/m-1",
+            "ferrys://127.0.0.1:1/region.b/m-1",
+            "ferrys://[::1]:65535/b/m-1",
+            "ferry+unix:///run/ferry.sock/b/m-1",
+        ] {
+            let location = Location::parse(text, "/").unwrap();
+            assert_eq!(location.to_string(), text);
+            assert_eq!(Location::of_endpoint(&location.endpoint().unwrap()).unwrap(), location);
+            let region = text.strip_suffix("/m-1").unwrap();
+            let parsed = RegionLocation::parse(region, "/").unwrap();
+            assert_eq!(parsed.name().unwrap(), location.endpoint().unwrap().region);
+        }
+        for text in [
+            "ferrys://host/b/m-1",
+            "ferrys://host:0/b/m-1",
+            "ferrys://host:65536/b/m-1",
+            "ferrys://:1/b/m-1",
+            "ferrys://host:+1/b/m-1",
+            "ferrys://host:01/b/m-1",
+            "ferrys://me@host:1/b/m-1",
+            "ferrys://[::g]:1/b/m-1",
+            "ferrys://host:1/b",
+            "ferrys://host:1/b/",
+            "ferrys://host:1/../m-1",
+            "ferrys://host:1/a/b/m-1",
+            "ferry+unix://run/ferry.sock/b/m-1",
+            "ferry+unix:///run/../ferry.sock/b/m-1",
+            "ferry+unix:///b/m-1",
+        ] {
+            let error = Location::parse(text, "/").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{text:?}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ const ARROWS_PATH: &str = "src/manual/architecture.md";
 const GUARANTEES_PATH: &str = "src/manual/guarantees.md";
 
 /// No I/O, no clock, no randomness, no async: they say so in their first paragraph.
-const PURE_ROOMS: [&str; 18] = [
+const PURE_ROOMS: [&str; 23] = [
     "chunk",
     "codec",
     "engine/retry",
@@ -30,7 +30,12 @@ const PURE_ROOMS: [&str; 18] = [
     "location",
     "manifest",
     "options",
+    "peer/admission",
+    "peer/identity",
+    "peer/min_rate",
+    "peer/policy",
     "plan",
+    "region/peer/call",
     "seal",
     "throttle",
     "wire",

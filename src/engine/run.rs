@@ -27,7 +27,7 @@ use crate::sabotage;
 /// How often a chunk that does not verify is written again.
 const REWRITE_COUNT_MAX: u32 = 3;
 /// How many chunks the remote lane has under way, memory permitting.
-const WINDOW_CHUNKS: u64 = 8;
+const WINDOW_CHUNKS: u64 = 16;
 /// The unit in which memory is reserved.
 const MEMORY_UNIT_BYTES: u64 = 64 << 10;
 

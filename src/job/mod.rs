@@ -11,4 +11,6 @@ pub use state::JobState;
 
 #[cfg(test)]
 pub(crate) use spec::tests::sample_spec;
+#[cfg(feature = "peer")]
+pub(crate) use spec::{decode_attributes, encode_attributes};
 pub(crate) use spec::{decode_limits, encode_limits};

@@ -186,10 +186,7 @@ impl JobSpec {
             out.raw(token.as_bytes());
         });
         out.u8(u8::from(self.destructive));
-        out.u16(u16::try_from(self.attributes.len()).unwrap_or(u16::MAX));
-        for (key, value) in &self.attributes {
-            out.block(key.as_bytes()).block(value.as_bytes());
-        }
+        encode_attributes(&self.attributes, out);
         out.u64(self.created_unix_ms);
     }
 
@@ -238,7 +235,14 @@ fn decode_endpoint(from: &mut Decoder<'_>) -> Result<Endpoint> {
     Ok(Endpoint { region, image })
 }
 
-fn decode_attributes(from: &mut Decoder<'_>) -> Result<BTreeMap<String, String>> {
+pub(crate) fn encode_attributes(attributes: &BTreeMap<String, String>, out: &mut Encoder) {
+    out.u16(u16::try_from(attributes.len()).unwrap_or(u16::MAX));
+    for (key, value) in attributes {
+        out.block(key.as_bytes()).block(value.as_bytes());
+    }
+}
+
+pub(crate) fn decode_attributes(from: &mut Decoder<'_>) -> Result<BTreeMap<String, String>> {
     let count = from.u16()?;
     if usize::from(count) > ATTRIBUTE_COUNT_MAX {
         return Err(from.corrupt("there are too many attributes"));

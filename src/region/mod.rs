@@ -32,6 +32,8 @@ pub(crate) mod dir;
 mod file;
 mod local;
 pub(crate) mod memory;
+#[cfg(feature = "peer")]
+pub(crate) mod peer;
 mod stage;
 mod values;
 
@@ -56,6 +58,8 @@ use crate::plan::Extent;
 pub use dir::DirRegion;
 pub use file::FileRegion;
 pub use memory::MemoryRegion;
+#[cfg(feature = "peer")]
+pub use peer::{PeerOptions, PeerRegion};
 pub use values::{
     Capabilities, ImageInfo, Located, Outcome, Recovered, Restored, Settled, StagedJob, Vote, Wish,
     Wishes,

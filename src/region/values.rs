@@ -20,17 +20,30 @@ pub struct Capabilities {
     /// An image that was there before is kept when the copy is cancelled. Otherwise staging needs
     /// `destructive`.
     pub preserves_previous: bool,
+    /// What was written may be on record although no checkpoint was asked for: the far side of a
+    /// copy between daemons makes its own.
+    pub checkpoints_itself: bool,
 }
 
 impl Capabilities {
     /// A hidden, blank stage: what a directory or an object store gives.
     pub fn staged() -> Self {
-        Self { atomic_commit: true, blank_target: true, preserves_previous: true }
+        Self {
+            atomic_commit: true,
+            blank_target: true,
+            preserves_previous: true,
+            checkpoints_itself: false,
+        }
     }
 
     /// Bytes are written where they stay: what a block device gives.
     pub fn in_place() -> Self {
-        Self { atomic_commit: false, blank_target: false, preserves_previous: false }
+        Self {
+            atomic_commit: false,
+            blank_target: false,
+            preserves_previous: false,
+            checkpoints_itself: false,
+        }
     }
 }
 

@@ -58,9 +58,17 @@ impl Expect {
         Self { version, chunk_bytes_max }
     }
 
+    /// The same, while nothing as long as a chunk can come.
+    #[must_use]
+    pub const fn brief(self) -> Self {
+        Self { chunk_bytes_max: 0, ..self }
+    }
+
     fn body_len_max(self, kind: Kind) -> u32 {
         match kind {
             Kind::Chunk => CHUNK_PREFIX_LEN.saturating_add(self.chunk_bytes_max),
+            // What is read back of a stage is told a chunk at a time.
+            Kind::Told => CONTROL_LEN_MAX.saturating_add(self.chunk_bytes_max),
             _ => CONTROL_LEN_MAX,
         }
     }
@@ -114,9 +122,9 @@ pub fn wanted(buffer: &[u8], expect: Expect) -> Result<usize> {
 /// One frame ready to be written: `head`, then `body`, which may be large and is never copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// The header, and the body of every frame but a chunk.
+    /// The header, and the body of every frame but those that carry bytes.
     pub head: Bytes,
-    /// The bytes of a chunk; empty otherwise.
+    /// The bytes of a chunk, of a call and of its answer; empty otherwise.
     pub body: Bytes,
 }
 
@@ -124,7 +132,8 @@ impl Packet {
     /// A frame of that version. Its body is `fields` and then `bytes`.
     pub(crate) fn new(version: u16, kind: Kind, id: u64, fields: &[u8], bytes: Bytes) -> Self {
         let len = to_u64(fields.len()) + to_u64(bytes.len());
-        debug_assert!(kind == Kind::Chunk || len <= u64::from(CONTROL_LEN_MAX), "{kind:?}: {len}");
+        let is_bulk = matches!(kind, Kind::Chunk | Kind::Told);
+        debug_assert!(is_bulk || len <= u64::from(CONTROL_LEN_MAX), "{kind:?}: {len}");
         let mut header = Encoder::new();
         header.raw(&MAGIC).u16(version).u8(kind.code()).u8(FLAGS_NONE).u64(id);
         header.u32(u32::try_from(len).unwrap_or(u32::MAX)).u32(0);

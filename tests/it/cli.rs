@@ -757,7 +757,8 @@ fn every_verb_has_help_with_examples() {
         "demo",
         "completions",
     ];
-    for verb in verbs {
+    let of_peers: &[&str] = if cfg!(feature = "peer") { &["cert"] } else { &[] };
+    for verb in verbs.iter().chain(of_peers) {
         let output = Command::new(BINARY).args([verb, "--help"]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success() && text.contains("Examples:\n"), "{verb}: {text}");

@@ -12,12 +12,16 @@ mod conformance;
 mod journal;
 mod life;
 mod model;
+#[cfg(feature = "peer")]
+mod peer;
 mod places;
 mod remains;
 mod scale;
+mod serve;
 mod shapes;
 mod sim;
 mod source;
 mod space;
+mod tls;
 mod verify;
 mod world;

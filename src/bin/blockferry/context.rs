@@ -20,6 +20,51 @@ pub(crate) struct Common {
     /// Print one JSON object on one line on stdout, also on failure
     #[arg(long)]
     pub(crate) json: bool,
+    #[cfg(feature = "peer")]
+    #[command(flatten)]
+    peer: PeerArgs,
+}
+
+/// What is shown to other daemons, for `ferrys://` locations. Never kept anywhere.
+#[cfg(feature = "peer")]
+#[derive(Debug, clap::Args)]
+struct PeerArgs {
+    /// Our certificate, for ferrys:// [default: $BLOCKFERRY_CERT]
+    #[arg(long, value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// Its private key [default: $BLOCKFERRY_KEY]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// The authority of the other side [default: $BLOCKFERRY_CA]
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+#[cfg(feature = "peer")]
+impl PeerArgs {
+    fn words(&self) -> Vec<String> {
+        let given = [("--cert", &self.cert), ("--key", &self.key), ("--ca", &self.ca)];
+        let given = given.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?)));
+        given.flat_map(|(name, path)| [name.to_owned(), shown(path)]).collect()
+    }
+
+    fn tls(&self) -> Result<Option<blockferry::peer::Tls>> {
+        let given = |option: &Option<PathBuf>, name| {
+            let set = || std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+            option.clone().or_else(set)
+        };
+        let cert = given(&self.cert, "BLOCKFERRY_CERT");
+        let key = given(&self.key, "BLOCKFERRY_KEY");
+        let ca = given(&self.ca, "BLOCKFERRY_CA");
+        match (cert, key, ca) {
+            (None, None, None) => Ok(None),
+            (Some(cert), Some(key), Some(ca)) => {
+                blockferry::peer::Tls::load(&cert, &key, &ca).map(Some)
+            }
+            _ => Err(Error::new(ErrorKind::Invalid, "show a certificate to the other side")
+                .hint("--cert, --key and --ca belong together")),
+        }
+    }
 }
 
 /// The state folder, and whether it was given.
@@ -27,6 +72,10 @@ pub(crate) struct Common {
 pub(crate) struct Context {
     state_dir: PathBuf,
     given: bool,
+    #[cfg(feature = "peer")]
+    tls: Option<blockferry::peer::Tls>,
+    /// The files that were given for other daemons, as options.
+    peer_words: Vec<String>,
 }
 
 /// What a verb is about: a job by its number, or the copy to a destination.
@@ -54,7 +103,16 @@ impl Context {
         })?;
         let state_dir = std::path::absolute(&state_dir)
             .map_err(|e| Error::io("use the state folder", e).within(shown(&state_dir)))?;
-        Ok(Self { state_dir, given })
+        Ok(Self {
+            state_dir,
+            given,
+            #[cfg(feature = "peer")]
+            tls: common.peer.tls()?,
+            #[cfg(feature = "peer")]
+            peer_words: common.peer.words(),
+            #[cfg(not(feature = "peer"))]
+            peer_words: Vec::new(),
+        })
     }
 
     /// The line that goes on with `verb` on a job, to paste into a shell.
@@ -62,6 +120,10 @@ impl Context {
         let mut line = format!("blockferry {verb} {job}");
         if self.given {
             line.push_str(&format!(" --state-dir {}", quoted(&shown(&self.state_dir))));
+        }
+        for word in &self.peer_words {
+            line.push(' ');
+            line.push_str(&quoted(word));
         }
         line
     }
@@ -78,8 +140,30 @@ impl Context {
     }
 
     /// The region that an endpoint names.
-    pub(crate) fn open(&self, endpoint: &Endpoint) -> Result<Arc<dyn Region>> {
-        open_location(&Location::of_endpoint(endpoint)?, &self.state_dir)
+    pub(crate) async fn open(&self, endpoint: &Endpoint) -> Result<Arc<dyn Region>> {
+        match Location::of_endpoint(endpoint)? {
+            Location::Dir { root, .. } => Ok(Arc::new(DirRegion::open_root(root)?)),
+            Location::File(path) => FileRegion::open_path(path, &self.state_dir),
+            #[cfg(feature = "peer")]
+            Location::Peer { address, .. } => self.connect(&address).await,
+            _ => Err(Error::new(ErrorKind::Unsupported, "open this kind of location")),
+        }
+    }
+
+    #[cfg(feature = "peer")]
+    async fn connect(
+        &self,
+        address: &blockferry::location::PeerAddress,
+    ) -> Result<Arc<dyn Region>> {
+        use blockferry::region::{PeerOptions, PeerRegion};
+        if self.tls.is_none() && matches!(address, blockferry::location::PeerAddress::Tcp { .. }) {
+            return Err(Error::new(ErrorKind::Invalid, "connect without a certificate")
+                .within(address.to_string())
+                .hint("give --cert, --key and --ca, or set BLOCKFERRY_CERT, _KEY and _CA"));
+        }
+        let options = PeerOptions::default();
+        let connected = PeerRegion::connect(address, self.tls.clone(), options).await?;
+        Ok(Arc::new(connected))
     }
 
     /// Makes the endpoint's region known to the engine, once.
@@ -87,11 +171,11 @@ impl Context {
         if engine.region(&endpoint.region).is_ok() {
             return Ok(());
         }
-        engine.register(endpoint.region.clone(), self.open(endpoint)?).await
+        engine.register(endpoint.region.clone(), self.open(endpoint).await?).await
     }
 
     /// A region as typed, with the name it goes by.
-    pub(crate) fn open_region(&self, text: &str) -> Result<(RegionName, Arc<dyn Region>)> {
+    pub(crate) async fn open_region(&self, text: &str) -> Result<(RegionName, Arc<dyn Region>)> {
         let location = match RegionLocation::parse(text, &cwd()?)? {
             RegionLocation::Dir(root) => RegionLocation::Dir(canonical(&root)),
             RegionLocation::Files(folder) => RegionLocation::Files(canonical(&folder)),
@@ -102,6 +186,8 @@ impl Context {
             RegionLocation::Files(path) if Path::new(path).is_dir() => FileRegion::in_folder(path)?,
             // A block device, or one file: the jobs that write to it.
             RegionLocation::Files(path) => FileRegion::open_path(path, &self.state_dir)?,
+            #[cfg(feature = "peer")]
+            RegionLocation::Peer(address) => self.connect(address).await?,
             _ => return Err(Error::new(ErrorKind::Unsupported, "open this kind of region")),
         };
         Ok((location.name()?, region))
@@ -134,7 +220,7 @@ impl Context {
         region: &str,
         unknown: Error,
     ) -> Result<JobSpec> {
-        let (_, place) = self.open_region(region)?;
+        let (_, place) = self.open_region(region).await?;
         let staged = place.job(job).await?.ok_or_else(|| unknown.within(place.location()))?;
         let is_dir = staged.spec.target.region.as_str().starts_with("dir://");
         if is_dir && engine.region(&staged.spec.target.region).is_err() {
@@ -185,14 +271,6 @@ pub(crate) fn subject(text: &str) -> Result<Subject> {
         return Ok(Subject::Job(text.to_ascii_lowercase().parse()?));
     }
     endpoint(text).map(Subject::Destination)
-}
-
-fn open_location(location: &Location, state_dir: &Path) -> Result<Arc<dyn Region>> {
-    match location {
-        Location::Dir { root, .. } => Ok(Arc::new(DirRegion::open_root(root)?)),
-        Location::File(path) => FileRegion::open_path(path, state_dir),
-        _ => Err(Error::new(ErrorKind::Unsupported, "open this kind of location")),
-    }
 }
 
 /// The one spelling of a folder, so that its region has one name. What is missing keeps its own:

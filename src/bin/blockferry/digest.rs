@@ -45,7 +45,7 @@ pub(crate) async fn run(args: Args) -> Result<Report> {
     let asked = asked.map(ChunkSize::from_bytes).transpose()?;
     let endpoint = endpoint(&args.image)?;
     let context = Context::new(&args.common)?;
-    let source = context.open(&endpoint)?.open(&endpoint.image).await?;
+    let source = context.open(&endpoint).await?.open(&endpoint.image).await?;
     let kept = source.manifest();
     let (geometry, root, digests) = match kept.filter(|m| {
         // Asked for another cut, the digests at hand are of no use.

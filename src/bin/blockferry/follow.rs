@@ -15,6 +15,8 @@ use crate::progress::{Display, Progress};
 
 /// The exit code of a process that an interrupt ended.
 const INTERRUPTED: i32 = 130;
+/// Chunks in memory, where an end of the copy is not on this host.
+const WINDOW_BYTES: u64 = 64 << 20;
 
 /// What the first SIGINT or SIGTERM does to the copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -50,6 +52,8 @@ impl Running {
     pub(crate) fn of_engine(&self, options: EngineOptions) -> EngineOptions {
         let share = self.reflink == Reflink::Auto;
         let drop = self.page_cache == PageCache::Drop;
+        // What is under way to or from another daemon.
+        let options = options.with_memory_bytes_max(WINDOW_BYTES);
         options.with_threads(self.threads).with_share_extents(share).with_drop_behind(drop)
     }
 }
@@ -83,6 +87,14 @@ impl Interrupts {
         let (first, caught) = mpsc::channel(1);
         tokio::spawn(watch(signals, first));
         Ok(Self(caught))
+    }
+
+    /// Waits for the first one.
+    #[cfg(feature = "peer")]
+    pub(crate) async fn first(&mut self) {
+        if self.0.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 

@@ -41,7 +41,7 @@ pub(crate) async fn run(args: Args) -> Result<Report> {
     let context = Context::new(&args.common)?;
     let mut rows: Vec<Row> = match &args.region {
         Some(region) => {
-            let (_, region) = context.open_region(region)?;
+            let (_, region) = context.open_region(region).await?;
             region.jobs().await?.into_iter().map(Row::staged).collect()
         }
         None => known(&context).await?.into_iter().map(Row::known).collect(),

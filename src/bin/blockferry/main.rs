@@ -1,6 +1,8 @@
 //! The `blockferry` command: the face of the library for people and scripts.
 
 mod cancel;
+#[cfg(feature = "peer")]
+mod cert;
 mod completions;
 mod context;
 mod copy;
@@ -16,6 +18,8 @@ mod progress;
 mod recover;
 mod resume;
 mod scan;
+#[cfg(feature = "peer")]
+mod serve;
 mod show;
 mod suspend;
 mod usage;
@@ -33,6 +37,8 @@ const EXIT_CODES: &str = "\
 Locations:
   disk.raw, file:///abs/disk.raw   a plain file or a block device
   dir:///srv/region-a/IMAGE        an image of a directory region; its root must exist
+  ferrys://HOST:PORT/REGION/IMAGE  an image of a region that a daemon serves, over TLS
+  ferry+unix:///SOCKET/REGION/IMAGE  the same over a Unix socket
 
 Exit codes:
   0    done
@@ -70,6 +76,10 @@ enum Verb {
     Digest(digest::Args),
     Verify(verify::Args),
     Recover(recover::Args),
+    #[cfg(feature = "peer")]
+    Serve(serve::Args),
+    #[cfg(feature = "peer")]
+    Cert(cert::Args),
     Demo(demo::Args),
     Completions(completions::Args),
 }
@@ -89,6 +99,10 @@ impl Verb {
             Self::Digest(args) => (args.common.json, Shape::Digest),
             Self::Verify(args) => (args.common.json, Shape::Verify),
             Self::Recover(args) => (args.common.json, Shape::Recover),
+            #[cfg(feature = "peer")]
+            Self::Serve(args) => (args.json, Shape::Serve),
+            #[cfg(feature = "peer")]
+            Self::Cert(args) => (args.json, Shape::Cert),
             Self::Demo(_) | Self::Completions(_) => (false, Shape::Job),
         }
     }
@@ -118,6 +132,10 @@ impl Verb {
             Self::Digest(args) => Box::pin(digest::run(args)).await,
             Self::Verify(args) => Box::pin(verify::run(args)).await,
             Self::Recover(args) => Box::pin(recover::run(args)).await,
+            #[cfg(feature = "peer")]
+            Self::Serve(args) => Box::pin(serve::run(args)).await,
+            #[cfg(feature = "peer")]
+            Self::Cert(args) => cert::run(&args),
             Self::Demo(args) => demo::run(&args),
             Self::Completions(args) => Ok(completions::run(&args)),
         }

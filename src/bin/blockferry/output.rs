@@ -43,6 +43,10 @@ pub(crate) enum Shape {
     Digest,
     Verify,
     Recover,
+    #[cfg(feature = "peer")]
+    Serve,
+    #[cfg(feature = "peer")]
+    Cert,
 }
 
 impl Shape {
@@ -55,6 +59,10 @@ impl Shape {
             "digest" => Self::Digest,
             "verify" => Self::Verify,
             "recover" => Self::Recover,
+            #[cfg(feature = "peer")]
+            "serve" => Self::Serve,
+            #[cfg(feature = "peer")]
+            "cert" => Self::Cert,
             _ => Self::Copy,
         }
     }
@@ -75,6 +83,12 @@ impl Shape {
                 "verified_bytes": 0, "bad_chunks": 0, "first_bad_chunk": null,
             })),
             Self::Recover => object(json!({"recovered": []})),
+            #[cfg(feature = "peer")]
+            Self::Serve => object(json!({"listening": null, "ended": true})),
+            #[cfg(feature = "peer")]
+            Self::Cert => object(json!({
+                "identity": null, "certificate": null, "key": null, "hosts": [], "not_after": null,
+            })),
         }
     }
 }

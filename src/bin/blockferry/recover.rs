@@ -28,7 +28,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> Result<Report> {
     let context = Context::new(&args.common)?;
-    let (name, region) = context.open_region(&args.region)?;
+    let (name, region) = context.open_region(&args.region).await?;
     let engine = context.engine().await?;
     engine.register(name.clone(), region).await?;
     let recovered = engine.recover(&name).await?;

@@ -30,7 +30,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> Result<Report> {
     let endpoint = endpoint(&args.image)?;
     let context = Context::new(&args.common)?;
-    let source = context.open(&endpoint)?.open(&endpoint.image).await?;
+    let source = context.open(&endpoint).await?.open(&endpoint.image).await?;
     let manifest = source.manifest().ok_or_else(|| {
         Error::new(ErrorKind::Invalid, "verify an image without manifest")
             .within(source.location())

@@ -3,7 +3,7 @@
 use super::{Effort, assert_brief};
 use crate::error::{Error, ErrorKind};
 use crate::geometry::ChunkSize;
-use crate::location::{Location, RegionLocation};
+use crate::location::{Location, PeerAddress, RegionLocation};
 use crate::options::{Verify, parse_bytes, parse_rate};
 
 const CWD: &str = "/home/me";
@@ -17,8 +17,10 @@ pub(super) fn check_location(bytes: &[u8], _: Effort) {
     match RegionLocation::parse(text, CWD) {
         Err(error) => assert_invalid(&error),
         Ok(region) => {
-            let (RegionLocation::Files(path) | RegionLocation::Dir(path)) = &region;
-            check_path(text, path);
+            match &region {
+                RegionLocation::Files(path) | RegionLocation::Dir(path) => check_path(text, path),
+                RegionLocation::Peer(address) => check_peer(address),
+            }
             if let Ok(name) = region.name() {
                 assert!(!is_url(text) || name.as_str() == text);
             }
@@ -30,6 +32,7 @@ fn check_image(text: &str, location: &Location) {
     match location {
         Location::File(path) => check_path(text, path),
         Location::Dir { root, .. } => check_path(text, root),
+        Location::Peer { address, .. } => check_peer(address),
     }
     if is_url(text) {
         assert_eq!(location.to_string(), text, "a URL has one spelling");
@@ -39,6 +42,20 @@ fn check_image(text: &str, location: &Location) {
         Ok(end) => {
             let again = Location::of_endpoint(&end);
             assert!(again.is_ok_and(|again| again == *location), "{end} leads elsewhere");
+        }
+    }
+}
+
+/// A daemon's region is named by no path, and its socket by one that climbs nowhere.
+fn check_peer(address: &PeerAddress) {
+    assert!(!address.region().as_str().contains('/'), "{address}");
+    match address {
+        PeerAddress::Tcp { host, port, .. } => {
+            assert!(*port > 0 && !host.contains('/'), "{address}");
+        }
+        PeerAddress::Unix { socket, .. } => {
+            let plain = |part| !matches!(part, "" | "." | "..");
+            assert!(socket.starts_with('/') && socket[1..].split('/').all(plain), "{address}");
         }
     }
 }
@@ -54,7 +71,8 @@ fn check_path(text: &str, path: &str) {
 }
 
 fn is_url(text: &str) -> bool {
-    text.starts_with("file://") || text.starts_with("dir://")
+    let schemes = ["file://", "dir://", "ferrys://", "ferry+unix://"];
+    schemes.iter().any(|scheme| text.starts_with(scheme))
 }
 
 pub(super) fn check_size(bytes: &[u8], _: Effort) {

@@ -327,6 +327,7 @@ impl Server {
         self.stage.durable.append(&mut self.stage.volatile);
         let chunks: Vec<Durable> = AwaitingSync::new(std::mem::take(&mut self.unsynced)).synced();
         if let Some(receiver) = self.receiver.as_mut().filter(|r| !r.state().is_final()) {
+            let chunks = receiver.record(chunks);
             assert!(receiver.durable(&chunks).is_ok(), "chunks that never came are durable");
         }
     }

@@ -146,7 +146,7 @@ impl Refusal {
         }
     }
 
-    pub(super) fn encode(&self, out: &mut Encoder) {
+    pub(crate) fn encode(&self, out: &mut Encoder) {
         out.u8(kind_code(self.kind)).u8(u8::from(self.retryable));
         out.option(self.offset, |out, offset| {
             out.u64(offset);
@@ -154,7 +154,7 @@ impl Refusal {
         out.block(self.action.as_bytes());
     }
 
-    pub(super) fn decode(from: &mut Decoder<'_>) -> Result<Self> {
+    pub(crate) fn decode(from: &mut Decoder<'_>) -> Result<Self> {
         let code = from.u8()?;
         let kind = ErrorKind::ALL.into_iter().find(|kind| kind_code(*kind) == code);
         let kind = kind.ok_or_else(|| from.corrupt("its kind is unknown"))?;

@@ -24,6 +24,7 @@ pub use data::{Ask, CHUNK_PREFIX, Chunk, Codec};
 pub use end::{Decision, Name, Refusal, Standing};
 pub use hello::{Agreed, FEATURE_DELTA, FEATURE_ZSTD, Hello};
 pub use open::{Begin, Begun, Fetch, Join, Offer, Session, Token};
+pub(crate) use open::{decode_digest, decode_flag, decode_image, decode_region, encode_digest};
 pub(crate) use runs::PIECE_RUNS_MAX;
 pub use runs::{DIGESTS_PER_PIECE_MAX, Piece, PieceRun, RUNS_MAX};
 
@@ -40,6 +41,8 @@ pub enum Kind {
     Answer,
     Cancel,
     Decision,
+    Call,
+    Told,
     Begin,
     Fetch,
     Offer,
@@ -77,7 +80,7 @@ pub enum Role {
 
 impl Kind {
     /// Every kind with its code.
-    pub const ALL: [(Self, u8); 30] = [
+    pub const ALL: [(Self, u8); 32] = [
         (Self::Hello, 1),
         (Self::Error, 2),
         (Self::Ping, 3),
@@ -86,6 +89,8 @@ impl Kind {
         (Self::Answer, 17),
         (Self::Cancel, 18),
         (Self::Decision, 19),
+        (Self::Call, 20),
+        (Self::Told, 21),
         (Self::Begin, 32),
         (Self::Fetch, 33),
         (Self::Offer, 34),
@@ -129,6 +134,7 @@ impl Kind {
             Self::Ping
             | Self::Query
             | Self::Cancel
+            | Self::Call
             | Self::Begin
             | Self::Fetch
             | Self::Join
@@ -143,6 +149,7 @@ impl Kind {
             | Self::Pong
             | Self::Answer
             | Self::Decision
+            | Self::Told
             | Self::Offer
             | Self::Begun
             | Self::Joined
@@ -174,6 +181,10 @@ pub enum Message {
     Cancel(Name),
     /// How it was decided: the answer to a cancel and to a seal; with id 0 where others decided.
     Decision(Decision),
+    /// A call that the region of the other daemon answers: what it says, its room knows.
+    Call(Bytes),
+    /// The answer to a call.
+    Told(Bytes),
     /// The sender opens a session: take this image.
     Begin(Box<Begin>),
     /// The receiver opens a session: give me that image.
@@ -241,6 +252,8 @@ impl Message {
             Self::Answer(_) => Kind::Answer,
             Self::Cancel(_) => Kind::Cancel,
             Self::Decision(_) => Kind::Decision,
+            Self::Call(_) => Kind::Call,
+            Self::Told(_) => Kind::Told,
             Self::Begin(_) => Kind::Begin,
             Self::Fetch(_) => Kind::Fetch,
             Self::Offer(_) => Kind::Offer,
@@ -277,6 +290,7 @@ impl Message {
             Self::Query(name) | Self::Cancel(name) => name.encode(&mut out),
             Self::Answer(standing) => standing.encode(&mut out),
             Self::Decision(decision) => decision.encode(&mut out),
+            Self::Call(body) | Self::Told(body) => bytes = body.clone(),
             Self::Begin(begin) => begin.encode(&mut out),
             Self::Fetch(fetch) => fetch.encode(&mut out),
             Self::Offer(offer) => offer.encode(&mut out),
@@ -315,8 +329,11 @@ impl Message {
             let action = format!("read {:?}: its request id is {}", frame.kind, frame.id);
             return Err(Error::new(ErrorKind::Corrupt, action));
         }
-        if frame.kind == Kind::Chunk {
-            return Chunk::decode(&frame.body).map(Self::Chunk);
+        match frame.kind {
+            Kind::Chunk => return Chunk::decode(&frame.body).map(Self::Chunk),
+            Kind::Call => return Ok(Self::Call(frame.body.clone())),
+            Kind::Told => return Ok(Self::Told(frame.body.clone())),
+            _ => {}
         }
         let mut from = Decoder::new(&frame.body, "message");
         let message = Self::decode_fields(frame.kind, &mut from)?;
@@ -342,8 +359,10 @@ impl Message {
             Kind::Joined => Self::Joined,
             Kind::Held => Self::Held(Piece::decode(from)?),
             Kind::Ready => Self::Ready { data_bytes: from.u64()? },
-            // Decoded where its bytes can be shared.
-            Kind::Chunk => return Err(from.corrupt("a chunk is no list of fields")),
+            // Taken where their bytes can be shared.
+            Kind::Chunk | Kind::Call | Kind::Told => {
+                return Err(from.corrupt("it is no list of fields"));
+            }
             Kind::Zeroes => Self::Zeroes(runs::decode(from)?),
             Kind::Same => Self::Same(runs::decode(from)?),
             Kind::Written => Self::Written,

@@ -52,6 +52,14 @@ impl Token {
         Self(bytes)
     }
 
+    pub(crate) fn encode(&self, out: &mut Encoder) {
+        out.raw(&self.0);
+    }
+
+    pub(crate) fn decode(from: &mut Decoder<'_>) -> Result<Self> {
+        from.array().map(Self)
+    }
+
     /// The token of a session for that identity. `secret` is random, of this process, and never
     /// leaves it: so a token cannot be guessed, and is worth nothing to another identity or epoch.
     pub fn derive(secret: &[u8; 32], identity: &str, session: Session) -> Self {
@@ -215,13 +223,13 @@ impl Join {
     }
 }
 
-pub(super) fn encode_digest(digest: Option<Digest>, out: &mut Encoder) {
+pub(crate) fn encode_digest(digest: Option<Digest>, out: &mut Encoder) {
     out.option(digest, |out, digest| {
         out.raw(digest.as_bytes());
     });
 }
 
-pub(super) fn decode_digest(from: &mut Decoder<'_>) -> Result<Option<Digest>> {
+pub(crate) fn decode_digest(from: &mut Decoder<'_>) -> Result<Option<Digest>> {
     from.option(|from| from.array().map(Digest::from_bytes))
 }
 
@@ -235,11 +243,11 @@ fn decode_base(from: &mut Decoder<'_>) -> Result<Option<ImageId>> {
     from.option(decode_image)
 }
 
-pub(super) fn decode_image(from: &mut Decoder<'_>) -> Result<ImageId> {
+pub(crate) fn decode_image(from: &mut Decoder<'_>) -> Result<ImageId> {
     from.text(ImageId::LEN_MAX)?.parse().map_err(unnamed)
 }
 
-pub(super) fn decode_region(from: &mut Decoder<'_>) -> Result<RegionName> {
+pub(crate) fn decode_region(from: &mut Decoder<'_>) -> Result<RegionName> {
     from.text(RegionName::LEN_MAX)?.parse().map_err(unnamed)
 }
 
@@ -247,7 +255,7 @@ fn unnamed(cause: Error) -> Error {
     Error::new(ErrorKind::Corrupt, "read message: a name is malformed").because(cause)
 }
 
-pub(super) fn decode_flag(from: &mut Decoder<'_>) -> Result<bool> {
+pub(crate) fn decode_flag(from: &mut Decoder<'_>) -> Result<bool> {
     match from.u8()? {
         0 => Ok(false),
         1 => Ok(true),

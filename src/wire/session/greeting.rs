@@ -4,6 +4,8 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use bytes::Bytes;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::frame::{Expect, Frame, Packet, VERSION_NONE};
 use crate::wire::message::{Begin, Decision, Fetch, Hello, Join, Message, Name, Refusal, Standing};
@@ -30,6 +32,8 @@ pub struct Greeting {
     outbox: VecDeque<Packet>,
     events: VecDeque<GreetingEvent>,
     until: Instant,
+    /// The connection stands for something: it lives as long as the other side does.
+    kept: bool,
 }
 
 #[derive(Debug)]
@@ -60,11 +64,20 @@ pub enum GreetingEvent {
         /// The job.
         name: Name,
     },
+    /// The other side calls: [`Greeting::tell`], or [`Greeting::refuse`].
+    Called {
+        /// The request.
+        id: u64,
+        /// What it says.
+        body: Bytes,
+    },
+    /// The answer to [`Greeting::call`].
+    Told(Bytes),
     /// So that job stands: the answer to [`Greeting::query`].
     Standing(Standing),
     /// So that job is decided: the answer to [`Greeting::cancel`].
     Decided(Decision),
-    /// The other side refused a query or a cancel.
+    /// The other side refused a query, a cancel or a call.
     Refused(Error),
     /// The other side opens a session, or joins one: take [`Greeting::into_link`] and give it to a
     /// machine with the request.
@@ -109,6 +122,7 @@ impl Greeting {
             outbox: VecDeque::new(),
             events: VecDeque::new(),
             until: now + pace.greeting_max,
+            kept: false,
         }
     }
 
@@ -163,6 +177,8 @@ impl Greeting {
             Message::Query(name) => GreetingEvent::Queried { id, name },
             Message::Cancel(name) => GreetingEvent::Cancelled { id, name },
             Message::Answer(standing) => GreetingEvent::Standing(standing),
+            Message::Call(body) => GreetingEvent::Called { id, body },
+            Message::Told(body) => GreetingEvent::Told(body),
             Message::Decision(decision) if id != 0 => GreetingEvent::Decided(decision),
             Message::Error(refusal) if id != 0 => GreetingEvent::Refused(refusal.into_error()),
             Message::Error(refusal) => return Err(refusal.into_error()),
@@ -202,6 +218,20 @@ impl Greeting {
         self.request(&Message::Cancel(name), now)
     }
 
+    /// Calls the other side's region. After `Agreed`, on the side that dialled.
+    ///
+    /// # Errors
+    /// As [`Greeting::query`].
+    pub fn call(&mut self, body: Bytes, now: Instant) -> Result<()> {
+        self.request(&Message::Call(body), now)
+    }
+
+    /// The connection stands for something that is kept as long as it lives, such as a stage. From
+    /// now on it is given up only when the other side is silent: both sides ping.
+    pub fn keep(&mut self) {
+        self.kept = true;
+    }
+
     fn request(&mut self, message: &Message, now: Instant) -> Result<()> {
         let link = self.link()?;
         if link.free_requests() == 0 {
@@ -226,6 +256,14 @@ impl Greeting {
     /// As [`Greeting::answer`].
     pub fn decided(&mut self, id: u64, decision: Decision) -> Result<()> {
         self.link()?.reply(id, &Message::Decision(decision))
+    }
+
+    /// Answers a `Called`.
+    ///
+    /// # Errors
+    /// As [`Greeting::answer`].
+    pub fn tell(&mut self, id: u64, body: Bytes) -> Result<()> {
+        self.link()?.reply(id, &Message::Told(body))
     }
 
     /// Refuses a request, an opener too. The connection stays.
@@ -276,17 +314,28 @@ impl Greeting {
 
     /// When [`Greeting::handle_timeout`] is due; `None` once it is closed.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        (!matches!(self.state, State::Closed)).then_some(self.until)
+        match &self.state {
+            State::Closed => None,
+            State::Agreed(link) if self.kept => Some(link.poll_timeout()),
+            _ => Some(self.until),
+        }
     }
 
     /// Gives a connection up that has not said in time what it wants.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if let (State::Agreed(link), true) = (&mut self.state, self.kept) {
+            if let Err(error) = link.handle_timeout(now) {
+                self.close(error);
+            }
+            return;
+        }
         if self.poll_timeout().is_some_and(|until| now >= until) {
             self.close(Error::new(ErrorKind::Unavailable, "wait for the peer's first words"));
         }
     }
 
-    fn close(&mut self, error: Error) {
+    /// The driver wants this connection no more: tells the other side why.
+    pub fn close(&mut self, error: Error) {
         let refusal = Refusal::new(&error);
         let version = match &self.state {
             State::Agreed(link) | State::Opened(link) => link.agreed().version,

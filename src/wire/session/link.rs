@@ -218,6 +218,7 @@ fn answers(request: Kind, reply: Kind) -> bool {
     match request {
         K::Ping => reply == K::Pong,
         K::Query => matches!(reply, K::Answer | K::Error),
+        K::Call => matches!(reply, K::Told | K::Error),
         K::Cancel | K::Seal => matches!(reply, K::Decision | K::Error),
         K::Begin => matches!(reply, K::Begun | K::Error),
         K::Fetch => matches!(reply, K::Offer | K::Error),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::*;
-use crate::chunk::{Content, Digest, Written};
+use crate::chunk::{Content, Digest, Durable, Written};
 use crate::error::{Error, ErrorKind};
 use crate::geometry::{ByteRange, ChunkIndex, ChunkRun, ChunkSize, Geometry};
 use crate::id::{ImageId, JobId, RegionName};
@@ -513,4 +513,85 @@ fn a_query_and_a_cancel_need_no_session() {
     }
     assert!(matches!(north.poll_event(), Some(GreetingEvent::Standing(is)) if is == standing));
     assert!(matches!(north.poll_event(), Some(GreetingEvent::Decided(is)) if is == decision));
+}
+
+#[test]
+fn a_chunk_may_be_replaced_until_it_is_on_record() {
+    let (mut sender, mut receiver, now) = pushing(false);
+    send_all(&mut sender, &mut receiver, now);
+    let old = |at| Durable::recorded(run(at, 1), content(at));
+    // Zeros in place of chunks 0 and 1, then chunk 0 is as it was.
+    sender.send_zeroes(vec![run(0, 2)]).unwrap();
+    exchange(&mut sender, &mut receiver, now);
+    write(&mut receiver);
+    sender.send_chunk(index(0), digest(0), Codec::Raw, bytes(0)).unwrap();
+    exchange(&mut sender, &mut receiver, now);
+    write(&mut receiver);
+    let table = receiver.table().unwrap();
+    assert_eq!(table.digest(index(0)), Some(Some(digest(0))), "what came last counts");
+    assert_eq!(table.digest(index(1)), Some(None));
+    let kept = receiver.record(vec![old(0), old(1), old(2)]);
+    let runs: Vec<ChunkRun> = kept.iter().map(Durable::run).collect();
+    assert_eq!(runs, [run(0, 1), run(2, 1)], "what was replaced since is not recorded");
+    receiver.durable(&kept).unwrap();
+    assert!(receiver.durable(&[old(3)]).is_err(), "nor what was never let pass");
+    let zeroes = Message::Zeroes(vec![run(2, 1)]);
+    assert_eq!(told(&mut receiver, &zeroes, 100, now), ErrorKind::Corrupt, "on record it stays");
+}
+
+fn content(at: u32) -> Content {
+    Content::Data { digest: digest(at), data_bytes: 0 }
+}
+
+#[test]
+fn two_contents_of_a_chunk_are_never_written_at_once() {
+    let (mut sender, mut receiver, now) = pushing(false);
+    sender.send_chunk(index(0), digest(0), Codec::Raw, bytes(0)).unwrap();
+    exchange(&mut sender, &mut receiver, now);
+    let in_hand = receiver.poll_event();
+    assert!(matches!(in_hand, Some(ReceiverEvent::Arrived(_))), "it is being written");
+    let durable = Durable::recorded(run(0, 1), content(0));
+    assert!(receiver.record(vec![durable]).is_empty(), "nor recorded meanwhile");
+    let zeroes = Message::Zeroes(vec![run(0, 4)]);
+    assert_eq!(told(&mut receiver, &zeroes, 100, now), ErrorKind::Invalid);
+
+    let (mut sender, mut receiver, now) = pushing(false);
+    sender.send_zeroes(vec![run(0, 2)]).unwrap();
+    exchange(&mut sender, &mut receiver, now);
+    assert!(matches!(receiver.poll_event(), Some(ReceiverEvent::Zeroes(_))));
+    let (index, digest, bytes) = (index(1), digest(1), bytes(1));
+    let chunk = Message::Chunk(Chunk { index, codec: Codec::Raw, digest, bytes });
+    assert_eq!(told(&mut receiver, &chunk, 100, now), ErrorKind::Invalid);
+}
+
+#[test]
+fn the_same_chunk_again_is_written_again() {
+    let (mut sender, mut receiver, now) = pushing(false);
+    send_all(&mut sender, &mut receiver, now);
+    // Its bytes may have read back wrong.
+    sender.send_chunk(index(3), digest(3), Codec::Raw, bytes(3)).unwrap();
+    exchange(&mut sender, &mut receiver, now);
+    assert!(matches!(receiver.poll_event(), Some(ReceiverEvent::Arrived(_))));
+}
+
+#[test]
+fn a_call_is_answered_or_refused_and_a_kept_connection_lives_by_pings() {
+    let now = Instant::now();
+    let (mut north, mut south) = greeted(CONTROL, now);
+    north.call(Bytes::from_static(b"call"), now).unwrap();
+    south.handle_frame(&frame(&north.poll_transmit().unwrap()), now);
+    let Some(GreetingEvent::Called { id, body }) = south.poll_event() else { panic!("no call") };
+    assert_eq!(&body[..], b"call");
+    south.tell(id, Bytes::from_static(b"told")).unwrap();
+    north.handle_frame(&frame(&south.poll_transmit().unwrap()), now);
+    assert!(matches!(north.poll_event(), Some(GreetingEvent::Told(body)) if &body[..] == b"told"));
+    south.keep();
+    let pace = Pace::default();
+    let late = now + pace.greeting_max;
+    south.handle_timeout(late);
+    assert!(south.poll_event().is_none(), "it stands for something");
+    south.handle_timeout(now + pace.ping_after);
+    assert_eq!(frame(&south.poll_transmit().unwrap()).kind, crate::wire::message::Kind::Ping);
+    south.handle_timeout(now + pace.silence_max);
+    assert!(matches!(south.poll_event(), Some(GreetingEvent::Closed(_))), "it is silent");
 }

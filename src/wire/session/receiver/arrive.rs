@@ -1,5 +1,7 @@
 //! Chunks as they arrive, what proves them, and what comes of them. Pure.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 
 use crate::chunk::{Content, Digest, Durable, Sealed, Written};
@@ -17,7 +19,7 @@ use super::{Expected, Image, InHand, Receiver, ReceiverEvent};
 #[must_use = "the sender waits for what comes of it"]
 pub struct Ticket {
     number: u64,
-    runs: Vec<ChunkRun>,
+    runs: Arc<[ChunkRun]>,
 }
 
 impl Ticket {
@@ -82,24 +84,26 @@ fn open(geometry: Geometry, chunk: &Chunk) -> Result<Sealed> {
 impl Receiver {
     /// A chunk came on that link, as that request.
     pub(super) fn chunk(&mut self, link: LinkId, id: u64, chunk: Chunk) -> Result<()> {
+        let run = ChunkRun::new(chunk.index, 1);
         let Some((connection, grant)) = self.links.get(link) else { return Ok(()) };
         let zstd = connection.agreed().features & FEATURE_ZSTD != 0;
-        let Some(image) = &mut self.image else { return Ok(()) };
-        let cost_bytes = image.geometry.chunk_size().bytes();
+        let Some(image) = &self.image else { return Ok(()) };
+        let (geometry, cost_bytes) = (image.geometry, image.geometry.chunk_size().bytes());
         if grant.open_bytes < cost_bytes {
             return Err(Error::new(ErrorKind::Invalid, "take a chunk past its credit"));
         }
-        grant.open_bytes -= cost_bytes;
-        let run = ChunkRun::new(chunk.index, 1);
         image.admit(&[run], self.on_demand)?;
-        image.check_chunk(&chunk, zstd)?;
+        image.check_chunk(&chunk, zstd, self.on_demand)?;
+        grant.open_bytes -= cost_bytes;
         grant.in_hand_bytes += cost_bytes;
-        let content = Expected::Chunk(chunk.index, chunk.digest);
-        let (geometry, held) = (image.geometry, image.table.digest(chunk.index));
         let is_declined = self.on_demand && !image.wanted.holds(chunk.index);
-        let ticket = self.take_in_hand(link, id, cost_bytes, content, vec![run]);
-        // Sent again after its first link was lost: the target has it. Or nobody wants it any more.
-        if is_declined || (held == Some(Some(chunk.digest)) && !self.on_demand) {
+        if self.collides(run, |_| Some(chunk.digest)) {
+            return Err(hurried());
+        }
+        let content = Expected::Chunk(chunk.index, chunk.digest);
+        let ticket = self.take_in_hand(link, id, cost_bytes, content, [run].into());
+        // Nobody wants it any more.
+        if is_declined {
             return self.acknowledge(ticket);
         }
         self.fulfil(&[run]);
@@ -115,23 +119,22 @@ impl Receiver {
         runs: Vec<ChunkRun>,
         zero: bool,
     ) -> Result<()> {
-        let Some(image) = &mut self.image else { return Ok(()) };
+        let Some(image) = &self.image else { return Ok(()) };
         image.admit(&runs, self.on_demand)?;
+        let base = |index| image.base.as_ref().and_then(|base| base.digest(index));
+        let content = |index| if zero { None } else { base(index) };
+        if runs.iter().any(|run| self.collides(*run, content)) {
+            return Err(hurried());
+        }
         let mut chunks = runs.iter().flat_map(|run| run.iter());
-        let content = match zero {
-            true if chunks.any(|index| image.contradicts(index, None)) => return Err(lied()),
-            true => Expected::Zeroes,
-            false => {
-                let Some(base) = &image.base else {
-                    return Err(Error::new(ErrorKind::Invalid, "take chunks of no base"));
-                };
-                if chunks.any(|index| image.contradicts(index, base.digest(index))) {
-                    return Err(lied());
-                }
-                Expected::Same
-            }
-        };
-        let ticket = self.take_in_hand(link, id, 0, content, runs);
+        if !zero && image.base.is_none() {
+            return Err(Error::new(ErrorKind::Invalid, "take chunks of no base"));
+        }
+        if chunks.any(|index| image.contradicts(index, content(index), self.on_demand)) {
+            return Err(lied());
+        }
+        let content = if zero { Expected::Zeroes } else { Expected::Same };
+        let ticket = self.take_in_hand(link, id, 0, content, runs.into());
         self.fulfil(&ticket.runs);
         self.events.push_back(match zero {
             true => ReceiverEvent::Zeroes(ticket),
@@ -146,11 +149,43 @@ impl Receiver {
         id: u64,
         cost_bytes: u64,
         content: Expected,
-        runs: Vec<ChunkRun>,
+        runs: Arc<[ChunkRun]>,
     ) -> Ticket {
         self.last_ticket += 1;
-        self.in_hand.insert(self.last_ticket, InHand { link, id, cost_bytes, content });
+        if let Expected::Chunk(index, digest) = content {
+            self.flying.entry(index).or_insert((digest, 0)).1 += 1;
+        }
+        let in_hand = InHand { link, id, cost_bytes, content, runs: runs.clone() };
+        self.in_hand.insert(self.last_ticket, in_hand);
         Ticket { number: self.last_ticket, runs }
+    }
+
+    /// Whether a chunk of the run is in the driver's hands with another content: of two that are
+    /// written at once nobody knows which one stays.
+    fn collides(&self, run: ChunkRun, content: impl Fn(ChunkIndex) -> Option<Digest>) -> bool {
+        let (first, end) = (run.first, ChunkIndex::new(run.end()));
+        let mut chunks = self.flying.range(first..end);
+        if chunks.any(|(index, (digest, _))| content(*index) != Some(*digest)) {
+            return true;
+        }
+        // Those that came without bytes are few.
+        if self.in_hand.len() == self.flying.len() {
+            return false;
+        }
+        let base = self.image.as_ref().and_then(|image| image.base.as_ref());
+        self.in_hand.values().any(|in_hand| {
+            let held = |index| match in_hand.content {
+                Expected::Chunk(_, digest) => Some(digest),
+                Expected::Zeroes => None,
+                Expected::Same => base.and_then(|base| base.digest(index)),
+            };
+            let met = |held: &&ChunkRun| held.first < end && first.get() < held.end();
+            let both = in_hand.runs.iter().filter(met).flat_map(|run| {
+                let (from, to) = (run.first.max(first), run.end().min(end.get()));
+                (from.get()..to).map(ChunkIndex::new)
+            });
+            both.into_iter().any(|index| held(index) != content(index))
+        })
     }
 
     /// Wants of which everything has arrived.
@@ -214,6 +249,14 @@ impl Receiver {
 
     fn answer_ticket(&mut self, ticket: Ticket, reply: &Message) -> Result<()> {
         let Some(in_hand) = self.in_hand.remove(&ticket.number) else { return Ok(()) };
+        if let Expected::Chunk(index, _) = in_hand.content
+            && let Some((_, count)) = self.flying.get_mut(&index)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.flying.remove(&index);
+            }
+        }
         if let Some((link, grant)) = self.links.get(in_hand.link) {
             grant.in_hand_bytes -= in_hand.cost_bytes;
             link.reply(in_hand.id, reply)?;
@@ -230,16 +273,37 @@ impl Receiver {
         Ok(())
     }
 
+    /// What of these durable chunks may be put on record: not those that have been replaced since,
+    /// or that are just being. From here on the others cannot be replaced any more.
+    ///
+    /// Order: this, then the record ([`Target::checkpoint`](crate::region::Target::checkpoint)),
+    /// then [`Receiver::durable`]. A record of what has been written over would outlive the bytes.
+    #[must_use]
+    pub fn record(&mut self, chunks: Vec<Durable>) -> Vec<Durable> {
+        let stays = |chunk: &Durable| {
+            let content = content_of(chunk);
+            let Some(image) = &self.image else { return false };
+            let holds = |index| image.table.digest(index) == Some(content);
+            image.geometry.holds(chunk.run())
+                && chunk.run().iter().all(holds)
+                && !self.collides(chunk.run(), |_| content)
+        };
+        let kept: Vec<Durable> = chunks.into_iter().filter(stays).collect();
+        if let Some(image) = &mut self.image {
+            kept.iter().for_each(|chunk| image.recorded.insert(chunk.run()));
+        }
+        kept
+    }
+
     /// These chunks are durable and on record at the stage: the sender is told.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] for chunks that were never written.
+    /// [`ErrorKind::Invalid`] for chunks that [`Receiver::record`] did not let pass.
     pub fn durable(&mut self, chunks: &[Durable]) -> Result<()> {
         let Some(image) = &mut self.image else { return Ok(()) };
         for chunk in chunks {
             let run = chunk.run();
-            let written = |index| image.table.digest(index).is_some();
-            if !image.geometry.holds(run) || !run.iter().all(written) {
+            if !image.geometry.holds(run) || !image.recorded.covers(run) {
                 return Err(Error::new(ErrorKind::Invalid, "record chunks that did not come"));
             }
             image.durable.insert(run);
@@ -266,7 +330,7 @@ impl Image {
         Ok(())
     }
 
-    fn check_chunk(&self, chunk: &Chunk, zstd: bool) -> Result<()> {
+    fn check_chunk(&self, chunk: &Chunk, zstd: bool, on_demand: bool) -> Result<()> {
         let (len, plain_len) = (to_u64(chunk.bytes.len()), self.geometry.range(chunk.index).len);
         let fits = match chunk.codec {
             Codec::Raw => len == plain_len,
@@ -275,14 +339,19 @@ impl Image {
         if !fits {
             return Err(Error::new(ErrorKind::Invalid, "take a chunk of a wrong length or codec"));
         }
-        if self.contradicts(chunk.index, Some(chunk.digest)) { Err(lied()) } else { Ok(()) }
+        match self.contradicts(chunk.index, Some(chunk.digest), on_demand) {
+            true => Err(lied()),
+            false => Ok(()),
+        }
     }
 
-    /// Whether that chunk was announced, or was accepted already, with another content.
-    fn contradicts(&self, index: ChunkIndex, content: Option<Digest>) -> bool {
+    /// Whether that chunk was announced, or is on record, with another content. What was only
+    /// written may be replaced: a target takes a chunk again. What is fetched never changes.
+    fn contradicts(&self, index: ChunkIndex, content: Option<Digest>, on_demand: bool) -> bool {
         let differs = |known: Option<Option<Digest>>| known.is_some_and(|known| known != content);
         let expected = self.expected.as_ref().and_then(|expected| expected.digest(index));
-        differs(expected) || differs(self.table.digest(index))
+        let is_final = on_demand || self.recorded.holds(index);
+        differs(expected) || (is_final && differs(self.table.digest(index)))
     }
 
     fn matches(&self, content: &Expected, written: &[Written]) -> bool {
@@ -307,6 +376,17 @@ impl Image {
 fn covers(runs: &[ChunkRun], written: &[Written]) -> bool {
     let of_runs = runs.iter().flat_map(|run| run.iter());
     of_runs.eq(written.iter().flat_map(|chunk| chunk.run().iter()))
+}
+
+fn content_of(chunk: &Durable) -> Option<Digest> {
+    match chunk.content() {
+        Content::Zero => None,
+        Content::Data { digest, .. } => Some(digest),
+    }
+}
+
+fn hurried() -> Error {
+    Error::new(ErrorKind::Invalid, "take a chunk: another content of it is being written still")
 }
 
 fn lied() -> Error {

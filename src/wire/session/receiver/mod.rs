@@ -5,11 +5,12 @@ mod heard;
 mod speak;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::chunk::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::{ChunkRun, Geometry};
+use crate::geometry::{ChunkIndex, ChunkRun, Geometry};
 use crate::job::Fingerprint;
 use crate::manifest::{ChunkTable, Manifest, TableBuilder};
 use crate::plan::Extent;
@@ -170,6 +171,8 @@ pub struct Receiver {
     last_ticket: u64,
     /// What the driver has in hand.
     in_hand: BTreeMap<u64, InHand>,
+    /// The chunks among it that came as bytes, each with how often.
+    flying: BTreeMap<ChunkIndex, (Digest, u32)>,
     /// Who is told of the decision.
     seal: Option<(u64, Digest)>,
     cancel: Option<u64>,
@@ -189,6 +192,8 @@ struct Image {
     base: Option<ChunkTable>,
     /// Durable, and not told yet.
     durable: ChunkSet,
+    /// On record, or about to be: what these hold can no longer be replaced.
+    recorded: ChunkSet,
     wanted: ChunkSet,
     /// Wanted, and declined: they may be under way all the same.
     declined: ChunkSet,
@@ -217,12 +222,14 @@ struct InHand {
     id: u64,
     cost_bytes: u64,
     content: Expected,
+    /// Of what came without bytes.
+    runs: Arc<[ChunkRun]>,
 }
 
 /// What a ticket stands for.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Expected {
-    Chunk(crate::geometry::ChunkIndex, Digest),
+    Chunk(ChunkIndex, Digest),
     Zeroes,
     Same,
 }
@@ -267,6 +274,7 @@ impl Receiver {
             image: None,
             last_ticket: 0,
             in_hand: BTreeMap::new(),
+            flying: BTreeMap::new(),
             seal: None,
             cancel: None,
             asks: BTreeMap::new(),
@@ -290,6 +298,9 @@ impl Receiver {
         if held.geometry() != image.geometry || !base_fits {
             return Err(Error::new(ErrorKind::Invalid, "accept an image that is cut otherwise"));
         }
+        for index in image.geometry.chunks().iter().filter(|index| held.holds(*index)) {
+            image.recorded.insert(ChunkRun::new(index, 1));
+        }
         image.table = held.clone();
         image.data_bytes = data_bytes;
         match self.begin.as_ref().map(|(id, _)| *id) {
@@ -310,6 +321,12 @@ impl Receiver {
         self.become_state(ReceiverState::Receiving);
         self.grant();
         Ok(())
+    }
+
+    /// Has less room than its links allow: never more than that many bytes are granted, or in the
+    /// driver's hands.
+    pub fn narrow(&mut self, session_bytes: u64) {
+        self.bounds.session_bytes = self.bounds.session_bytes.min(session_bytes);
     }
 
     /// Where it stands.
@@ -355,6 +372,14 @@ impl Receiver {
         self.links.add(link, Grant { joined: joined.is_some(), ..Grant::default() })?;
         self.grant();
         Ok(())
+    }
+
+    /// Adds a connection that this side dialled, once it is accepted.
+    ///
+    /// # Errors
+    /// As [`Receiver::attach`].
+    pub fn attach_dialled(&mut self, link: Link, now: Instant) -> Result<()> {
+        self.attach(link, None, now)
     }
 
     /// What the next frame on that link must be like; `None` when it is no link of this session.
@@ -444,6 +469,7 @@ impl Image {
             table: TableBuilder::new(geometry),
             base: None,
             durable: ChunkSet::new(chunk_count),
+            recorded: ChunkSet::new(chunk_count),
             wanted: ChunkSet::new(chunk_count),
             declined: ChunkSet::new(chunk_count),
             held: None,

@@ -303,6 +303,19 @@ impl Sender {
         self.links.add(link, Flow { joined: joined.is_some(), ..Flow::default() })
     }
 
+    /// Adds a connection that this side dialled, once it is `Ready`.
+    ///
+    /// # Errors
+    /// As [`Sender::attach`].
+    pub fn attach_dialled(&mut self, link: Link, now: Instant) -> Result<()> {
+        self.attach(link, None, now)
+    }
+
+    /// What lets further connections in, once that is known.
+    pub fn token(&self) -> Option<Token> {
+        self.token
+    }
+
     /// What the next frame on that link must be like; `None` when it is no link of this session.
     pub fn expects(&self, link: LinkId) -> Option<Expect> {
         self.links.iter().find(|(known, _)| known.id() == link).map(|(known, _)| known.expects())

@@ -1,0 +1,150 @@
+//! `serve`: lets other daemons push images here and pull them from here.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockferry::id::{ImageId, RegionName};
+use blockferry::peer::{Policy, Tls};
+use blockferry::region::{DirRegion, Region};
+use blockferry::serve::{Listener, Server, ServerOptions};
+use blockferry::{Error, ErrorKind, Result};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::follow::Interrupts;
+use crate::out;
+use crate::output::Report;
+
+const EXAMPLES: &str = "\
+Examples:
+  blockferry serve --listen 0.0.0.0:7443 --root b=/srv/region-b \\
+      --cert ca/beta.pem --key ca/beta.key --client-ca ca/ca.pem --policy policy.toml
+  blockferry serve --listen unix:/run/ferry.sock --root b=/srv/region-b
+
+Over TCP everything is TLS 1.3 with certificates on both sides, and what the policy does not grant
+is denied. A Unix socket is not encrypted: its folder's permissions say who may connect, and without
+a policy whoever can may do everything. SIGTERM ends it: what was written is put on record, and
+copies that were under way can be resumed.";
+
+/// How long a graceful end may take.
+const END_TIME: Duration = Duration::from_secs(60);
+
+/// Serve directory regions to other daemons
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Where to listen: HOST:PORT (port 0: any that is free) or unix:PATH; may be repeated
+    #[arg(long, value_name = "ADDR", required = true)]
+    listen: Vec<String>,
+    /// A directory region to serve, by the name that others use for it; may be repeated
+    #[arg(long = "root", value_name = "NAME=DIR", required = true)]
+    roots: Vec<String>,
+    /// Our certificate
+    #[arg(long, value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// The authority that must have signed the certificates of others
+    #[arg(long, value_name = "FILE")]
+    client_ca: Option<PathBuf>,
+    /// Who may do what
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Print one JSON object on a line when it listens, and one when it has ended
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+pub(crate) async fn run(args: Args) -> Result<Report> {
+    let mut interrupts = Interrupts::catch()?;
+    let policy = args.policy.as_deref().map(read_policy).transpose()?;
+    let mut regions: Vec<(RegionName, Arc<dyn Region>)> = Vec::new();
+    for root in &args.roots {
+        let (name, dir) = root.split_once('=').ok_or_else(|| {
+            Error::new(ErrorKind::Invalid, format!("serve {root:?}")).hint("write NAME=DIR")
+        })?;
+        // As in locations, so that it can be named there.
+        let name: ImageId = name.parse()?;
+        let dir = std::fs::canonicalize(dir)
+            .map_err(|error| Error::io("serve a region", error).within(dir.to_owned()))?;
+        let region = DirRegion::open_root(dir)?;
+        // What an earlier server left undecided is kept; what was decided is finished.
+        region.recover(None).await?;
+        regions.push((name.as_str().parse()?, Arc::new(region)));
+    }
+    let mut listeners = Vec::new();
+    for listen in &args.listen {
+        listeners.push(bind(&args, listen, policy.as_ref()).await?);
+    }
+    let addresses: Vec<String> =
+        listeners.iter().map(|(listener, _)| listener.address()).collect::<Result<_>>()?;
+    let server = Server::new(regions, ServerOptions::default())?;
+    let mut serving = JoinSet::new();
+    for (listener, policy) in listeners {
+        let server = server.clone();
+        serving.spawn(async move { server.serve(listener, policy).await });
+    }
+    out::line(&told(&args, &addresses))?;
+    interrupts.first().await;
+    let ended = server.shutdown(END_TIME).await;
+    while serving.join_next().await.is_some() {}
+    remove_sockets(&args);
+    let line = if ended { "ended" } else { "ended, with sessions that did not" };
+    Ok(Report::done(json!({"listening": Value::Null, "ended": ended}), vec![line.to_owned()]))
+}
+
+fn told(args: &Args, addresses: &[String]) -> String {
+    match args.json {
+        true => json!({"listening": addresses, "ended": false, "error": null}).to_string(),
+        false => format!("listening on {}", addresses.join(", ")),
+    }
+}
+
+async fn bind(args: &Args, listen: &str, policy: Option<&Policy>) -> Result<(Listener, Policy)> {
+    if let Some(path) = listen.strip_prefix("unix:") {
+        remove_stale(Path::new(path));
+        let policy = policy.cloned().unwrap_or_else(Policy::everything);
+        return Ok((Listener::unix(path)?, policy));
+    }
+    let (Some(cert), Some(key), Some(ca), Some(policy)) =
+        (&args.cert, &args.key, &args.client_ca, policy)
+    else {
+        return Err(Error::new(ErrorKind::Invalid, "listen without certificates and a policy")
+            .within(listen.to_owned())
+            .hint("give --cert, --key, --client-ca and --policy; only unix:PATH needs none"));
+    };
+    let tls = Tls::load(cert, key, ca)?;
+    Ok((Listener::tcp(listen, tls).await?, policy.clone()))
+}
+
+fn read_policy(path: &Path) -> Result<Policy> {
+    let shown = path.display().to_string();
+    let within = |error: Error| error.within(shown.clone());
+    let facts = std::fs::metadata(path).map_err(|e| within(Error::io("read the policy", e)))?;
+    if facts.len() > Policy::BYTES_MAX {
+        return Err(within(Error::new(ErrorKind::Invalid, "read the policy: it is too long")));
+    }
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|error| within(Error::io("read the policy", error)))?;
+    Policy::parse(&text).map_err(within)
+}
+
+/// A socket that nobody listens on any more is what a server that was killed has left.
+fn remove_stale(path: &Path) {
+    let refused = UnixStream::connect(path)
+        .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+    if refused {
+        // If it cannot be removed, listening tells.
+        std::fs::remove_file(path).ok();
+    }
+}
+
+fn remove_sockets(args: &Args) {
+    for path in args.listen.iter().filter_map(|listen| listen.strip_prefix("unix:")) {
+        // One that stays is taken for stale by the next server.
+        std::fs::remove_file(path).ok();
+    }
+}

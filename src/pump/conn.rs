@@ -1,0 +1,249 @@
+//! One connection, whatever is below it: frames in, packets out, and a peer that must keep pace.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{Shutdown, shutdown};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::peer::{MinRate, stream_error};
+use crate::sync::time::{Instant, sleep_until};
+use crate::wire::frame::{Expect, Frame, Packet, wanted};
+
+/// How many bytes are read ahead of a header, and gathered before they are written.
+const GATHER_BYTES: usize = 16 << 10;
+
+/// What a connection runs over.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
+
+/// The socket below a connection, to hang it up from outside, and to see that the other side has.
+#[derive(Clone)]
+pub(crate) struct Socket(Arc<OwnedFd>);
+
+impl Socket {
+    /// Of that socket, which stays with its owner.
+    pub(crate) fn of(socket: &impl AsFd) -> Result<Self> {
+        let fd = socket.as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|error| Error::io("keep hold of a connection", error))?;
+        Ok(Self(Arc::new(fd)))
+    }
+
+    /// Hangs up, at once: the other side is told by its own system.
+    pub(crate) fn hang_up(&self) {
+        // One that is hung up already is what was wanted.
+        shutdown(&*self.0, Shutdown::Both).ok();
+    }
+
+    /// Whether the other side has hung up, whatever of what it said is still to be read.
+    pub(crate) fn is_hung_up(&self) -> bool {
+        let flags = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let mut polled = [PollFd::new(&*self.0, flags)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // A system that cannot tell leaves it to the reader of the connection.
+        poll(&mut polled, Some(&at_once)).is_ok_and(|count| count > 0)
+    }
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Socket")
+    }
+}
+
+/// One connection.
+pub(crate) struct Conn {
+    pub(crate) reader: Reader,
+    pub(crate) writer: Writer,
+    pub(crate) socket: Socket,
+}
+
+impl Conn {
+    pub(crate) fn new(stream: Box<dyn Duplex>, socket: Socket, now: Instant) -> Self {
+        let (read, write) = split(stream);
+        let reader = Reader { from: read, buffer: BytesMut::new(), pace: Pacer::new(now) };
+        let writer = Writer {
+            to: write,
+            gathered: BytesMut::new(),
+            waiting: VecDeque::new(),
+            pace: Pacer::new(now),
+        };
+        Self { reader, writer, socket }
+    }
+}
+
+impl fmt::Debug for Conn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Conn")
+    }
+}
+
+/// The side of a connection that frames come from.
+pub(crate) struct Reader {
+    from: ReadHalf<Box<dyn Duplex>>,
+    buffer: BytesMut,
+    pace: Pacer,
+}
+
+impl Reader {
+    /// The next frame. Never holds more than one at its longest, and what is read ahead.
+    ///
+    /// Dropped, it loses nothing: what has been read waits for the next call.
+    pub(crate) async fn frame(&mut self, expect: Expect) -> Result<Frame> {
+        loop {
+            if let Some(frame) = Frame::decode(&mut self.buffer, expect)? {
+                self.pace.rest();
+                return Ok(frame);
+            }
+            let missing = wanted(&self.buffer, expect)?;
+            if !self.buffer.is_empty() {
+                self.pace.owed();
+            }
+            self.fill(missing.max(GATHER_BYTES.saturating_sub(self.buffer.len()))).await?;
+        }
+    }
+
+    async fn fill(&mut self, len: usize) -> Result<()> {
+        self.buffer.reserve(len);
+        let mut room = (&mut self.buffer).limit(len);
+        let count = tokio::select! {
+            read = self.from.read_buf(&mut room) => {
+                read.map_err(|error| stream_error("read from the peer", error))?
+            }
+            error = self.pace.too_slow() => return Err(error),
+        };
+        if count == 0 {
+            return Err(ended());
+        }
+        self.pace.moved(count);
+        Ok(())
+    }
+
+    /// Waits for the other side to hang up; whatever else it says goes nowhere.
+    pub(crate) async fn ended(&mut self) {
+        let mut waste = [0; 512];
+        while self.from.read(&mut waste).await.is_ok_and(|count| count > 0) {}
+    }
+}
+
+fn ended() -> Error {
+    let cause = io::Error::from(io::ErrorKind::UnexpectedEof);
+    Error::new(ErrorKind::Unavailable, "read from the peer: it has hung up").because(cause)
+}
+
+/// The side of a connection that packets go to.
+pub(crate) struct Writer {
+    to: WriteHalf<Box<dyn Duplex>>,
+    /// Short packets in one piece.
+    gathered: BytesMut,
+    /// What is to be written, in this order, before what is gathered.
+    waiting: VecDeque<Bytes>,
+    pace: Pacer,
+}
+
+impl Writer {
+    /// Takes a packet, to be written by [`Writer::drain`] or [`Writer::flush`]. Gives whether it is
+    /// time to.
+    pub(crate) fn put(&mut self, packet: &Packet) -> bool {
+        self.gathered.extend_from_slice(&packet.head);
+        if packet.body.len() + self.gathered.len() < GATHER_BYTES {
+            self.gathered.extend_from_slice(&packet.body);
+            return false;
+        }
+        self.waiting.push_back(self.gathered.split().freeze());
+        self.waiting.push_back(packet.body.clone());
+        true
+    }
+
+    /// Writes what cannot be gathered any further.
+    ///
+    /// Dropped, it loses nothing: what was not written waits for the next call.
+    pub(crate) async fn drain(&mut self) -> Result<()> {
+        while let Some(bytes) = self.waiting.front_mut() {
+            if bytes.is_empty() {
+                self.waiting.pop_front();
+                continue;
+            }
+            self.pace.owed();
+            let count = tokio::select! {
+                wrote = self.to.write_buf(bytes) => {
+                    wrote.map_err(|error| stream_error("write to the peer", error))?
+                }
+                error = self.pace.too_slow() => return Err(error),
+            };
+            if count == 0 {
+                return Err(ended());
+            }
+            self.pace.moved(count);
+        }
+        Ok(())
+    }
+
+    /// Writes everything, all the way down to the socket.
+    ///
+    /// Dropped, it loses nothing either.
+    pub(crate) async fn flush(&mut self) -> Result<()> {
+        if !self.gathered.is_empty() {
+            self.waiting.push_back(self.gathered.split().freeze());
+        }
+        self.drain().await?;
+        let flushed = tokio::select! {
+            flushed = self.to.flush() => flushed,
+            error = self.pace.too_slow() => return Err(error),
+        };
+        self.pace.rest();
+        flushed.map_err(|error| stream_error("write to the peer", error))
+    }
+
+    /// Says nothing more. What was written is still delivered.
+    pub(crate) async fn end(&mut self) {
+        // The other side may be gone: then there is nobody to be told.
+        tokio::time::timeout(END_TIME, self.to.shutdown()).await.ok();
+    }
+}
+
+/// How long the end of a connection may take.
+const END_TIME: Duration = Duration::from_secs(2);
+
+/// Keeps watch over a peer that owes bytes, or that has to take some.
+struct Pacer(MinRate);
+
+impl Pacer {
+    fn new(now: Instant) -> Self {
+        let now = now.into_std();
+        Self(MinRate::new(MinRate::BYTES_PER_SEC, MinRate::OVER, now))
+    }
+
+    fn owed(&mut self) {
+        self.0.owed(Instant::now().into_std());
+    }
+
+    fn rest(&mut self) {
+        self.0.rest(Instant::now().into_std());
+    }
+
+    fn moved(&mut self, count: usize) {
+        self.0.moved(crate::geometry::to_u64(count), Instant::now().into_std());
+    }
+
+    /// Ends when the peer is too slow; never, while it owes nothing.
+    async fn too_slow(&self) -> Error {
+        loop {
+            match self.0.ends_at() {
+                Some(at) => sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+            if let Err(error) = self.0.check(Instant::now().into_std()) {
+                return error;
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Whether chunks travel packed: only where that is faster than sending them as they are.
+
+use std::fmt;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::geometry::to_u64;
+use crate::host;
+use crate::sync::time::Instant;
+use crate::sync::{Mutex, MutexGuard};
+use crate::wire::compress::Packer;
+use crate::wire::message::Codec;
+
+/// The fastest level: a link that is worth a slower one is slow indeed.
+const LEVEL: i32 = 1;
+/// Chunks that go as they are first, to see how fast the link is.
+const TRIAL_COUNT: u64 = 8;
+/// Every so many chunks one is packed to see whether it pays by now.
+const PROBE_EVERY: u64 = 32;
+/// Over how long the link's rate is taken.
+const RATE_TIME: Duration = Duration::from_millis(250);
+/// How many chunks are packed at a time: as many as are taken to be, on a machine of two cores.
+const PACKED_AT_A_TIME: u128 = 2;
+
+/// Decides for one session, and packs.
+pub(crate) struct Packing {
+    known: Mutex<Known>,
+    spare: Mutex<Vec<Packer>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// Whether the other side takes packed chunks.
+    allowed: bool,
+    chunk_count: u64,
+    /// Of the link: what went since then.
+    since: Option<Instant>,
+    sent_bytes: u64,
+    /// The best rate that was seen.
+    link_bytes_per_sec: u64,
+    tries: Tries,
+}
+
+/// What packing has brought lately.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tries {
+    plain_bytes: u64,
+    packed_bytes: u64,
+    nanos: u128,
+}
+
+impl Tries {
+    fn add(&mut self, plain_bytes: u64, packed_bytes: u64, took: Duration) {
+        // Older ones count half as much each time.
+        self.plain_bytes = self.plain_bytes / 2 + plain_bytes;
+        self.packed_bytes = self.packed_bytes / 2 + packed_bytes;
+        self.nanos = self.nanos / 2 + took.as_nanos();
+    }
+
+    /// Whether packing and sending is faster than sending alone, over such a link.
+    fn pay(&self, link_bytes_per_sec: u64) -> bool {
+        let saved = u128::from(self.plain_bytes.saturating_sub(self.packed_bytes));
+        let saved_nanos = saved * 1_000_000_000 / u128::from(link_bytes_per_sec.max(1));
+        saved_nanos > self.nanos / PACKED_AT_A_TIME
+    }
+}
+
+impl fmt::Debug for Packing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Packing").field(&*self.known()).finish()
+    }
+}
+
+impl Packing {
+    /// Nothing is known yet, and nothing packed until that is [allowed](Packing::allow).
+    pub(crate) fn new() -> Self {
+        let known = Known {
+            allowed: false,
+            chunk_count: 0,
+            since: None,
+            sent_bytes: 0,
+            link_bytes_per_sec: 0,
+            tries: Tries::default(),
+        };
+        Self { known: Mutex::new(known), spare: Mutex::default() }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the other side takes packed chunks.
+    pub(crate) fn allow(&self, allowed: bool) {
+        self.known().allowed = allowed;
+    }
+
+    /// The chunk as it should travel.
+    pub(crate) async fn pack(self: std::sync::Arc<Self>, chunk: Bytes) -> (Codec, Bytes) {
+        if !self.known().is_worth_a_try() {
+            return (Codec::Raw, chunk);
+        }
+        let (packing, plain) = (self.clone(), chunk.clone());
+        let packed = host::spawn_blocking(move || packing.pack_now(&plain)).await;
+        // A thread that is gone, or a zstd that fails, costs nothing but the packing.
+        match packed.ok().flatten() {
+            Some(packed) => (Codec::Zstd, packed),
+            None => (Codec::Raw, chunk),
+        }
+    }
+
+    fn pack_now(&self, plain: &Bytes) -> Option<Bytes> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut packer = match spare {
+            Some(packer) => packer,
+            None => Packer::new(LEVEL).ok()?,
+        };
+        let began = Instant::now();
+        let packed = packer.pack(plain).ok().flatten();
+        let packed_len = packed.as_ref().map_or(plain.len(), Bytes::len);
+        let took = began.elapsed();
+        self.known().tries.add(to_u64(plain.len()), to_u64(packed_len), took);
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(packer);
+        packed
+    }
+
+    /// So many bytes have arrived at the other side.
+    pub(crate) fn arrived(&self, bytes: u64) {
+        self.known().arrived(bytes, Instant::now());
+    }
+}
+
+impl Known {
+    fn is_worth_a_try(&mut self) -> bool {
+        self.chunk_count += 1;
+        if !self.allowed || self.chunk_count <= TRIAL_COUNT || self.link_bytes_per_sec == 0 {
+            return false;
+        }
+        self.tries.pay(self.link_bytes_per_sec)
+            || self.tries.plain_bytes == 0
+            || self.chunk_count.is_multiple_of(PROBE_EVERY)
+    }
+
+    fn arrived(&mut self, bytes: u64, now: Instant) {
+        let since = *self.since.get_or_insert(now);
+        self.sent_bytes += bytes;
+        let took = now.into_std().saturating_duration_since(since.into_std());
+        if took >= RATE_TIME || (self.link_bytes_per_sec == 0 && !took.is_zero()) {
+            let rate = u128::from(self.sent_bytes) * 1_000_000_000 / took.as_nanos().max(1);
+            let rate = u64::try_from(rate).unwrap_or(u64::MAX);
+            self.link_bytes_per_sec = self.link_bytes_per_sec.max(rate);
+            (self.since, self.sent_bytes) = (Some(now), 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packing_pays_on_a_slow_link_and_not_on_a_fast_one() {
+        let mut tries = Tries::default();
+        assert!(!tries.pay(1), "nothing was tried");
+        // 4 MiB to a half in 8 ms, as zstd does.
+        tries.add(4 << 20, 2 << 20, Duration::from_millis(8));
+        assert!(tries.pay(125_000_000), "1 Gb/s");
+        assert!(!tries.pay(1_500_000_000), "loopback");
+        let mut noise = Tries::default();
+        noise.add(4 << 20, 4 << 20, Duration::from_millis(2));
+        assert!(!noise.pay(1_000_000), "noise never pays");
+    }
+
+    #[tokio::test]
+    async fn the_first_chunks_go_as_they_are_and_then_it_is_tried() {
+        let packing = std::sync::Arc::new(Packing::new());
+        packing.allow(true);
+        let chunk = Bytes::from(vec![7; 64 << 10]);
+        for _ in 0..TRIAL_COUNT {
+            assert_eq!(packing.clone().pack(chunk.clone()).await.0, Codec::Raw);
+        }
+        assert_eq!(packing.clone().pack(chunk.clone()).await.0, Codec::Raw, "no rate is known");
+        packing.known().link_bytes_per_sec = 1_000;
+        let (codec, packed) = packing.clone().pack(chunk.clone()).await;
+        assert_eq!(codec, Codec::Zstd);
+        assert!(packed.len() < 1_000);
+        packing.allow(false);
+        assert_eq!(packing.pack(chunk).await.0, Codec::Raw, "the other side does not take it");
+    }
+}

@@ -1,0 +1,219 @@
+//! Answers what peers ask of regions and of the stages they own.
+
+use std::sync::Arc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::to_u64;
+use crate::id::{ImageId, JobId, RegionName};
+use crate::peer::{Grant, Operation};
+use crate::region::peer::CHUNK_BYTES_MAX;
+use crate::region::peer::call::{About, Call, Owned, Told, page_of, recovered_len, staged_len};
+use crate::region::{Region, StagedJob, Wish};
+
+use super::connection::Visitor;
+use super::holds::{Hold, fenced};
+
+/// Answers a call that does not stage.
+pub(super) async fn answer(visitor: &Visitor, call: Call) -> Result<Told> {
+    match call {
+        Call::Describe(region) => describe(visitor, &region),
+        Call::List(region, after) => list(visitor, &region, after.as_ref()).await,
+        Call::Remove(region, image) => {
+            visitor.may(Operation::Remove, &region, &image)?;
+            visitor.house.region(&region)?.remove(&image).await.map(|()| Told::Done)
+        }
+        Call::Locate(region, image) => {
+            visitor.may(Operation::List, &region, &image)?;
+            visitor.house.region(&region)?.locate(&image).await.map(Told::Located)
+        }
+        Call::Jobs(region, after) => jobs(visitor, &region, after).await,
+        Call::Job(region, job) => {
+            let grant = looks(visitor, &region)?;
+            let found = find(visitor, &grant, &region, job).await?;
+            Ok(Told::Jobs { jobs: found.into_iter().collect(), more: false })
+        }
+        Call::Wish(region, job, wish) => put_wish(visitor, &region, job, wish).await,
+        Call::Recover { region, only, after } => recover(visitor, &region, only, after).await,
+        Call::About(region, image) => about(visitor, &region, &image).await,
+        Call::Stage { .. } => Err(Error::new(ErrorKind::Invalid, "stage within a call")),
+        Call::Wishes(owned) => {
+            let hold = owner(visitor, &owned)?;
+            let live = hold.live.read().await;
+            let target = &live.as_ref().ok_or_else(fenced)?.target;
+            target.wishes().await.map(Told::Wishes)
+        }
+        Call::Report(owned, progress) => {
+            let hold = owner(visitor, &owned)?;
+            let live = hold.live.read().await;
+            let target = &live.as_ref().ok_or_else(fenced)?.target;
+            target.report(&progress).await.map(|()| Told::Done)
+        }
+        Call::Sync(owned) => keep(visitor, &owned, false).await,
+        Call::Checkpoint(owned) => keep(visitor, &owned, true).await,
+        Call::ReadBack(owned, range) => {
+            let hold = owner(visitor, &owned)?;
+            let fits = range.len <= u64::from(CHUNK_BYTES_MAX)
+                && range.end() <= hold.spec.geometry.image_bytes();
+            if !fits {
+                return Err(Error::new(ErrorKind::Invalid, "read past the end of a stage"));
+            }
+            let live = hold.live.read().await;
+            let target = &live.as_ref().ok_or_else(fenced)?.target;
+            let bytes = target.read_back(range).await?;
+            debug_assert!(to_u64(bytes.len()) <= range.len, "read back more than was asked for");
+            Ok(Told::Bytes(bytes))
+        }
+        Call::Finish(owned) => {
+            let hold = owner(visitor, &owned)?;
+            let live = hold.live.read().await;
+            let target = &live.as_ref().ok_or_else(fenced)?.target;
+            target.finish().await.map(|()| Told::Done)
+        }
+        Call::Discard(owned) => discard(visitor, &owned).await,
+    }
+}
+
+fn describe(visitor: &Visitor, region: &RegionName) -> Result<Told> {
+    // Whoever may do anything there may know what can be done there.
+    let any = [
+        Operation::List,
+        Operation::Push,
+        Operation::Pull,
+        Operation::Cancel,
+        Operation::Remove,
+        Operation::Control,
+        Operation::Recover,
+    ];
+    let mut denied = None;
+    for operation in any {
+        match visitor.check(operation, region) {
+            Ok(_) => {
+                let region = visitor.house.region(region)?;
+                return Ok(Told::Capabilities(region.capabilities()));
+            }
+            Err(error) => denied = denied.or(Some(error)),
+        }
+    }
+    Err(denied.unwrap_or_else(|| Error::new(ErrorKind::Denied, "use a region")))
+}
+
+/// Whoever may push, cancel or control jobs may look for them, each within its own images.
+fn looks(visitor: &Visitor, region: &RegionName) -> Result<Grant> {
+    let may = |operation| visitor.check(operation, region);
+    may(Operation::List)
+        .or_else(|error| may(Operation::Push).map_err(|_| error))
+        .or_else(|error| may(Operation::Cancel).map_err(|_| error))
+}
+
+async fn list(visitor: &Visitor, region: &RegionName, after: Option<&ImageId>) -> Result<Told> {
+    let grant = visitor.check(Operation::List, region)?;
+    let mut images = visitor.house.region(region)?.list().await?;
+    images.retain(|info| grant.covers(&info.image) && after.is_none_or(|a| info.image > *a));
+    images.sort_by(|a, b| a.image.cmp(&b.image));
+    let (images, more) = page_of(images.into_iter(), |info| info.image.as_str().len() + 64);
+    Ok(Told::Images { images, more })
+}
+
+async fn jobs(visitor: &Visitor, region: &RegionName, after: Option<JobId>) -> Result<Told> {
+    let grant = looks(visitor, region)?;
+    visitor.house.holds.settle(region).await;
+    let mut jobs = visitor.house.region(region)?.jobs().await?;
+    jobs.retain(|job| {
+        grant.covers(&job.spec.target.image) && after.is_none_or(|after| job.spec.job > after)
+    });
+    jobs.sort_by_key(|job| job.spec.job);
+    let (jobs, more) = page_of(jobs.into_iter(), staged_len);
+    Ok(Told::Jobs { jobs, more })
+}
+
+/// A job outside the grant is answered for as one that does not exist.
+async fn find(
+    visitor: &Visitor,
+    grant: &Grant,
+    region: &RegionName,
+    job: JobId,
+) -> Result<Option<StagedJob>> {
+    visitor.house.holds.settle(region).await;
+    let found = visitor.house.region(region)?.job(job).await?;
+    Ok(found.filter(|found| grant.covers(&found.spec.target.image)))
+}
+
+async fn put_wish(visitor: &Visitor, region: &RegionName, job: JobId, wish: Wish) -> Result<Told> {
+    let grant = visitor.check(Operation::Control, region)?;
+    let known = find(visitor, &grant, region, job).await?.is_some();
+    let place: &Arc<dyn Region> = visitor.house.region(region)?;
+    Ok(Told::Wished(known && place.wish(job, wish).await?))
+}
+
+async fn recover(
+    visitor: &Visitor,
+    region: &RegionName,
+    only: Option<JobId>,
+    after: Option<JobId>,
+) -> Result<Told> {
+    let may = |operation| visitor.check(operation, region);
+    // Its own job anybody may settle who may push: a resume begins with it.
+    let grant = match only {
+        Some(_) => may(Operation::Recover).or_else(|e| may(Operation::Push).map_err(|_| e))?,
+        None => may(Operation::Recover)?,
+    };
+    visitor.house.holds.settle(region).await;
+    let place = visitor.house.region(region)?;
+    if let Some(job) = only
+        && let Some(found) = place.job(job).await?
+        && !grant.covers(&found.spec.target.image)
+    {
+        return Ok(Told::Recovered { settled: Vec::new(), more: false });
+    }
+    let mut settled = place.recover(only).await?;
+    settled.retain(|found| {
+        let covered = found.spec.as_ref().is_none_or(|spec| grant.covers(&spec.target.image));
+        covered && after.is_none_or(|after| found.job > after)
+    });
+    settled.sort_by_key(|found| found.job);
+    let (settled, more) = page_of(settled.into_iter(), recovered_len);
+    Ok(Told::Recovered { settled, more })
+}
+
+async fn about(visitor: &Visitor, region: &RegionName, image: &ImageId) -> Result<Told> {
+    visitor.may(Operation::Pull, region, image)?;
+    let source = visitor.house.region(region)?.open(image).await?;
+    Ok(Told::About(source.manifest().map(|manifest| About {
+        root: manifest.root(),
+        job: manifest.job(),
+        attributes: manifest.attributes().clone(),
+    })))
+}
+
+/// The stage that a peer owns, if it does.
+fn owner(visitor: &Visitor, owned: &Owned) -> Result<Arc<Hold>> {
+    let hold = visitor.house.holds.find(&owned.region, owned.job);
+    let hold = hold.filter(|hold| hold.identity == visitor.identity && hold.holds(owned.token));
+    let hold = hold.ok_or_else(fenced)?;
+    visitor.may(Operation::Push, &owned.region, &hold.spec.target.image)?;
+    Ok(hold)
+}
+
+async fn keep(visitor: &Visitor, owned: &Owned, record: bool) -> Result<Told> {
+    let hold = owner(visitor, owned)?;
+    let live = hold.live.read().await;
+    let live = live.as_ref().ok_or_else(fenced)?;
+    match (&live.push, record) {
+        (Some(push), true) => push.record().await?,
+        (Some(push), false) => push.sync().await?,
+        // Nothing has been written.
+        (None, _) => {}
+    }
+    Ok(Told::Done)
+}
+
+async fn discard(visitor: &Visitor, owned: &Owned) -> Result<Told> {
+    let hold = owner(visitor, owned)?;
+    let live = hold.live.read().await;
+    let live = live.as_ref().ok_or_else(fenced)?;
+    let outcome = live.target.discard().await?;
+    if let Some(push) = &live.push {
+        push.decide(outcome, true, true);
+    }
+    Ok(Told::Outcome(outcome))
+}

@@ -1,0 +1,388 @@
+//! A push as this side sees it: chunks are checked, written, put on record, and then decided about.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::chunk::{Durable, Written};
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::to_u64;
+use crate::manifest::Manifest;
+use crate::pump::{Conn, Events, Pump};
+use crate::region::{Outcome, Target, blocking};
+use crate::sync::time::{Instant, sleep, sleep_until, timeout};
+use crate::throttle::{Take, ThrottlePath};
+use crate::wire::message::Decision;
+use crate::wire::session::{Arrived, LinkId, Receiver, ReceiverEvent, ReceiverState, Ticket};
+
+use super::connection::Visitor;
+use super::holds::{Hold, fenced};
+use super::keep::{Book, bytes_of};
+
+/// Chunks of one session that are being hashed or written at a time.
+const WORK_COUNT_MAX: usize = 8;
+/// How often this side looks whether somebody cancels the job.
+const ATTEND_INTERVAL: Duration = Duration::from_millis(100);
+/// How long the peer, who owns the stage, has to see that it was cancelled and to clean up, before
+/// this side does: so long as it lives it is the one who knows what is under way.
+const GRACE_TIME: Duration = Duration::from_secs(2);
+/// How long a connection stands for a stage whose push is over.
+const LINGER_TIME: Duration = Duration::from_secs(120);
+const LAST_WORDS_TIME: Duration = Duration::from_secs(1);
+
+/// One attempt.
+pub(super) struct Push {
+    pub(super) pump: Arc<Pump<Receiver>>,
+    target: Arc<dyn Target>,
+    book: Book,
+    /// So much waits for a sync that one is due.
+    due: Notify,
+    checkpoint_bytes: u64,
+    work: Semaphore,
+    rate: ThrottlePath,
+    /// It is decided, or cannot be: the stage stays with its owner, and nothing is written.
+    over: CancellationToken,
+    /// The driver ends: background work does, too.
+    stopping: CancellationToken,
+    failed: AtomicBool,
+}
+
+/// What ended an attempt.
+enum End {
+    /// Its machine says so; the error is the peer's, or its connection's.
+    Closed,
+    Over,
+    Fenced,
+    Closing,
+    /// Others cancel the job.
+    Cancelled,
+}
+
+impl Push {
+    pub(super) fn new(
+        visitor: &Visitor,
+        pump: Arc<Pump<Receiver>>,
+        target: Arc<dyn Target>,
+    ) -> Self {
+        Self {
+            pump,
+            target,
+            book: Book::default(),
+            due: Notify::new(),
+            checkpoint_bytes: visitor.house.options.checkpoint_bytes,
+            work: Semaphore::new(WORK_COUNT_MAX),
+            rate: ThrottlePath::new([visitor.seat.throttle().clone()]),
+            over: CancellationToken::new(),
+            stopping: CancellationToken::new(),
+            failed: AtomicBool::new(false),
+        }
+    }
+
+    /// A chunk: checked, written, acknowledged.
+    async fn take(self: Arc<Self>, arrived: Arrived, bytes: u64) {
+        tokio::select! {
+            () = pass(&self.rate, bytes) => {}
+            // It was never acknowledged: it comes again.
+            () = self.stopping.cancelled() => return,
+        }
+        let Ok(_turn) = self.work.acquire().await else { return };
+        let opened = blocking(move || Ok(arrived.open())).await;
+        let Ok((ticket, sealed)) = opened else {
+            return self.fail(Error::new(ErrorKind::Io, "check a chunk: its thread is gone"));
+        };
+        let written = match sealed {
+            Ok(sealed) => self.target.write(sealed).await,
+            Err(error) => Err(error),
+        };
+        self.acknowledge(ticket, written.map(|written| vec![written]));
+    }
+
+    async fn take_zeroes(self: Arc<Self>, ticket: Ticket) {
+        let Ok(_turn) = self.work.acquire().await else { return };
+        let mut written = Ok(Vec::new());
+        for run in ticket.runs() {
+            match (self.target.write_zeroes(*run).await, &mut written) {
+                (Ok(run), Ok(written)) => written.push(run),
+                (Err(error), _) => {
+                    written = Err(error);
+                    break;
+                }
+                (Ok(_), Err(_)) => {}
+            }
+        }
+        self.acknowledge(ticket, written);
+    }
+
+    fn acknowledge(&self, ticket: Ticket, written: Result<Vec<Written>>) {
+        let waiting = self.pump.act(|receiver, _| match written {
+            Ok(written) => {
+                let told = receiver.written(ticket, &written);
+                // Order: in the book before the sender can hear that it is written, and not before
+                // the machine's table says so, for only what that says is recorded.
+                let waiting = self.book.enter(&written, bytes_of(&written));
+                told.map(|()| waiting).unwrap_or(waiting)
+            }
+            Err(error) => {
+                receiver.refused(ticket, error);
+                0
+            }
+        });
+        if waiting.is_some_and(|waiting| waiting >= self.checkpoint_bytes / 2) {
+            self.due.notify_one();
+        }
+    }
+
+    pub(super) async fn sync(&self) -> Result<()> {
+        let synced = self.book.sync(&*self.target).await;
+        self.ended_by(synced)
+    }
+
+    pub(super) async fn record(&self) -> Result<()> {
+        let recorded = self.book.record(&*self.target, |all| self.admit(all), |c| self.tell(c));
+        let recorded = recorded.await;
+        self.ended_by(recorded)
+    }
+
+    /// Makes durable what was written, and puts it on record.
+    async fn keep(&self) -> Result<()> {
+        let kept = self.book.keep(&*self.target, |all| self.admit(all), |c| self.tell(c)).await;
+        self.ended_by(kept)
+    }
+
+    fn admit(&self, durable: Vec<Durable>) -> Vec<Durable> {
+        self.pump.act(|receiver, _| receiver.record(durable)).unwrap_or_default()
+    }
+
+    fn tell(&self, chunks: &[Durable]) -> Result<()> {
+        self.pump.act(|receiver, _| receiver.durable(chunks)).unwrap_or(Ok(()))
+    }
+
+    /// What could not be synced or recorded ends the attempt: the next one starts from the record.
+    fn ended_by(&self, done: Result<()>) -> Result<()> {
+        if let Err(error) = &done {
+            self.fail(Error::new(error.kind(), error.action().to_owned()).retryable(false));
+        }
+        done
+    }
+
+    fn fail(&self, error: Error) {
+        self.failed.store(true, Relaxed);
+        self.pump.act(|receiver, _| receiver.close(error));
+    }
+
+    async fn synced(self: Arc<Self>, id: u64) {
+        let kept = self.keep().await;
+        self.pump.act(|receiver, _| {
+            let told = match &kept {
+                Ok(()) => receiver.synced(id),
+                Err(error) => receiver.sync_failed(id, error),
+            };
+            // The session is over: who asked finds out by a query.
+            told.ok();
+        });
+    }
+
+    async fn commit(self: Arc<Self>, manifest: Box<Manifest>) {
+        let committed = async {
+            self.keep().await?;
+            self.target.commit(&manifest).await
+        };
+        match committed.await {
+            Ok(outcome) => self.decide(outcome, false, false),
+            Err(error) => {
+                self.over.cancel();
+                self.pump.act(|receiver, _| receiver.not_decided(error));
+            }
+        }
+    }
+
+    async fn cancel(self: Arc<Self>) {
+        match self.target.discard().await {
+            Ok(outcome) => self.decide(outcome, true, true),
+            Err(error) => {
+                self.over.cancel();
+                self.pump.act(|receiver, _| receiver.not_decided(error));
+            }
+        }
+    }
+
+    /// Tells the sender how it was decided. `first`: by this very cancel. `clean`: nothing is left.
+    pub(super) fn decide(&self, outcome: Outcome, first: bool, clean: bool) {
+        let decision = match outcome {
+            Outcome::Committed => Decision::Committed { root: None },
+            Outcome::Cancelled => Decision::Cancelled { first, clean },
+        };
+        self.over.cancel();
+        self.pump.act(|receiver, _| {
+            let state = receiver.state();
+            if matches!(state, ReceiverState::Receiving | ReceiverState::Deciding)
+                && let Err(error) = receiver.decided(decision)
+            {
+                receiver.close(error);
+            }
+        });
+    }
+
+    /// A checkpoint every so many bytes or so long, until it stops.
+    async fn keep_up(self: Arc<Self>, interval: Duration) {
+        while !self.stopping.is_cancelled() {
+            tokio::select! {
+                () = self.stopping.cancelled() => return,
+                due = timeout(interval, self.due.notified()) => drop(due),
+            }
+            if !self.book.is_empty() && self.keep().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until somebody cancels the job, or it stops.
+    async fn heed(self: Arc<Self>, cancelled: CancellationToken) {
+        let mut next = Instant::now();
+        while !self.stopping.is_cancelled() {
+            next += ATTEND_INTERVAL;
+            tokio::select! {
+                () = self.stopping.cancelled() => return,
+                () = sleep_until(next) => {}
+            }
+            next = next.max(Instant::now());
+            // A look that fails is no loss: the next one comes soon.
+            if self.target.wishes().await.is_ok_and(|wishes| wishes.cancelled) {
+                tokio::select! {
+                    () = self.stopping.cancelled() => {}
+                    () = sleep(GRACE_TIME) => cancelled.cancel(),
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// Waits until the identity's rate lets that much pass.
+pub(super) async fn pass(rate: &ThrottlePath, bytes: u64) {
+    let mut left = bytes;
+    while left > 0 {
+        let grant = rate.grant_bytes(left);
+        match rate.take(Instant::now().into_std(), grant, 0) {
+            Take::Granted => left -= grant,
+            Take::At(when) => sleep_until(when.into()).await,
+        }
+    }
+}
+
+/// Serves one attempt to its end. The caller lets the stage go.
+pub(super) async fn run(
+    visitor: &Visitor,
+    hold: &Arc<Hold>,
+    push: Arc<Push>,
+    mut events: Events<ReceiverEvent>,
+    conn: &mut Conn,
+    link: LinkId,
+) {
+    let mut tasks = JoinSet::new();
+    let cancelled = CancellationToken::new();
+    tasks.spawn(push.clone().keep_up(visitor.house.options.checkpoint_interval));
+    tasks.spawn(push.clone().heed(cancelled.clone()));
+    let end = {
+        // However the connection ends, an event tells.
+        let served = async {
+            tokio::join!(push.pump.serve(link, conn), push.pump.pass_time());
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            biased;
+            () = push.over.cancelled() => End::Over,
+            () = hold.fenced.cancelled() => End::Fenced,
+            () = visitor.house.closing.cancelled() => End::Closing,
+            () = cancelled.cancelled() => End::Cancelled,
+            end = attend(&push, &mut events, &mut tasks) => end,
+            () = served => End::Closed,
+        }
+    };
+    let why = match end {
+        End::Fenced => Some(fenced()),
+        End::Closing => Some(stopping()),
+        End::Closed | End::Over | End::Cancelled => None,
+    };
+    if let Some(why) = why {
+        push.pump.act(|receiver, _| receiver.close(why));
+    }
+    // Order: everything in hand is written before the last record, and that before the stage is let
+    // go: nothing is written after.
+    push.stopping.cancel();
+    while tasks.join_next().await.is_some() {}
+    let lingers = match end {
+        End::Cancelled => {
+            // Nobody may be left to clean up but us.
+            if let Ok(outcome) = push.target.discard().await {
+                push.decide(outcome, false, true);
+            }
+            true
+        }
+        _ if push.over.is_cancelled() => true,
+        _ => {
+            if !push.failed.load(Relaxed) {
+                // One that fails is told to whoever comes next: its chunks are not on record.
+                push.keep().await.ok();
+            }
+            false
+        }
+    };
+    timeout(LAST_WORDS_TIME, push.pump.serve(link, conn)).await.ok();
+    if lingers {
+        // The connection stands for the stage until the peer hangs up.
+        tokio::select! {
+            () = hold.fenced.cancelled() => {}
+            () = visitor.house.closing.cancelled() => {}
+            ended = timeout(LINGER_TIME, conn.reader.ended()) => drop(ended),
+        }
+    }
+}
+
+pub(super) fn stopping() -> Error {
+    Error::new(ErrorKind::Unavailable, "go on: the daemon is stopping")
+}
+
+async fn attend(
+    push: &Arc<Push>,
+    events: &mut Events<ReceiverEvent>,
+    tasks: &mut JoinSet<()>,
+) -> End {
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            Some(_) = tasks.join_next() => continue,
+        };
+        match event {
+            Some(ReceiverEvent::Arrived(arrived)) => {
+                let geometry = push.pump.look(Receiver::geometry).flatten();
+                let bytes = geometry.map_or(0, |geometry| geometry.range(arrived.index()).len);
+                tasks.spawn(push.clone().take(arrived, bytes));
+            }
+            Some(ReceiverEvent::Zeroes(ticket)) => {
+                tasks.spawn(push.clone().take_zeroes(ticket));
+            }
+            Some(ReceiverEvent::Sync { id }) => {
+                tasks.spawn(push.clone().synced(id));
+            }
+            Some(ReceiverEvent::Commit(manifest)) => {
+                tasks.spawn(push.clone().commit(manifest));
+            }
+            Some(ReceiverEvent::Cancel) => {
+                tasks.spawn(push.clone().cancel());
+            }
+            Some(ReceiverEvent::Same(ticket)) => {
+                let error = Error::new(ErrorKind::Unsupported, "take chunks of a base");
+                push.pump.act(|receiver, _| receiver.refused(ticket, error));
+            }
+            Some(ReceiverEvent::Closed(_)) | None => return End::Closed,
+            // Links end by themselves; the rest is about what is fetched.
+            Some(_) => {}
+        }
+        debug_assert!(to_u64(tasks.len()) < 1 << 20, "credits and requests bound what is in hand");
+    }
+}
