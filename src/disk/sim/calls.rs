@@ -70,6 +70,8 @@ impl Shared {
         }
         self.stand(planned == Some(Action::HoldBefore));
         let mut world = self.world();
+        // What was planned for a process that has died meanwhile must not befall the next one.
+        let planned = planned.filter(|_| world.alive.contains(&call.process));
         match planned {
             Some(Action::KillBefore) => world.kill(call.process),
             Some(Action::PowerBefore(keep)) => world.lose_power(keep),
