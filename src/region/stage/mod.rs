@@ -275,14 +275,12 @@ impl StageStore {
         let named = self.root.facts_of(&journal.header().name)?;
         let cancelled = journal.is_cancelled()?;
         // What is not in the stage has left it by the rename, or was never there: the log tells.
-        let prepared = match staged {
-            None if !cancelled => journal.read_prepared()?,
-            _ => journal.prepared(),
-        };
+        let is_away = staged.is_none() && !cancelled;
+        let prepared = if is_away { journal.read_prepared()? } else { journal.prepared() };
         // A device may have another number after a reboot or a mount: the record's tells nothing.
         // The inode of what a cancel has removed may be a stranger's by now.
         let ours = |facts: Facts| match (prepared, staged) {
-            (Some(prepared), None) => !cancelled && prepared.inode == facts.inode,
+            (Some(prepared), None) => is_away && prepared.inode == facts.inode,
             (Some(_), Some(staged)) => staged.same_file(&facts),
             (None, _) => false,
         };
@@ -319,24 +317,24 @@ impl StageStore {
     }
 
     fn holds_data(&self, stage: &Stage) -> Result<bool> {
-        let data = match self.layout {
-            Layout::Images => match stage.dir.find_dir(IMAGE)? {
-                Some(inner) => inner.facts_of(DATA)?,
-                None => None,
-            },
-            Layout::Files => stage.dir.facts_of(DATA)?,
-        };
-        Ok(data.is_some())
+        match self.find_inner(&stage.dir)? {
+            Some(inner) => Ok(inner.facts_of(DATA)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    /// The folder of the stage's data, where there is one.
+    fn find_inner(&self, dir: &Dir) -> Result<Option<Dir>> {
+        match self.layout {
+            Layout::Images => dir.find_dir(IMAGE),
+            Layout::Files => dir.reopen().map(Some),
+        }
     }
 
     /// Rolls back: the data first, the journal that demands it last. Needs no space and may be
     /// repeated.
     fn clean(&self, parent: &Dir, dir: &Dir, job: JobId) -> Result<()> {
-        let inner = match self.layout {
-            Layout::Images => dir.find_dir(IMAGE)?,
-            Layout::Files => Some(dir.reopen()?),
-        };
-        if let Some(inner) = inner {
+        if let Some(inner) = self.find_inner(dir)? {
             if let Some(data) = find_data(&inner)? {
                 // Frees the room at once, also while a reader of ours still holds the file.
                 data.set_len(0)?;

@@ -56,14 +56,11 @@ impl OwnedStage {
                 .hint("it has committed: recover it"));
         }
         let nothing_done = restored.table.missing() == restored.table.geometry().chunk_count();
-        let inner = match store.layout {
-            Layout::Images => match stage.dir.find_dir(IMAGE)? {
-                Some(inner) => inner,
-                // A start that failed has removed it, and could not remove the journal.
-                None if nothing_done => make_inner(&stage)?,
-                None => return Err(bytes_are_gone(stage.job)),
-            },
-            Layout::Files => stage.dir.reopen()?,
+        let inner = match store.find_inner(&stage.dir)? {
+            Some(inner) => inner,
+            // A start that failed has removed it, and could not remove the journal.
+            None if nothing_done => make_inner(&stage)?,
+            None => return Err(bytes_are_gone(stage.job)),
         };
         let geometry = journal.header().spec.geometry;
         let data = match find_data(&inner)? {
