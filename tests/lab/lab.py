@@ -211,7 +211,13 @@ def loop(path):
             with contextlib.suppress(FileExistsError):
                 fcntl.ioctl(control, LOOP_CTL_ADD, number)
             name = f"/dev/loop{number}"
-            device = os.open(name, os.O_RDWR)
+            try:
+                device = os.open(name, os.O_RDWR)
+            except OSError as error:
+                # Another thread is just adding it, to take it.
+                if error.errno not in (errno.ENXIO, errno.ENOENT, errno.EBUSY):
+                    raise
+                continue
             try:
                 fcntl.ioctl(device, LOOP_SET_FD, backing)
                 break
