@@ -133,11 +133,13 @@ impl Error {
         }))
     }
 
-    /// A failed system call: the kind comes from the error number.
+    /// A failed system call: the kind comes from the error number; or from the error of ours that
+    /// came through somebody's stream.
     pub fn io(action: impl Into<Cow<'static, str>>, cause: impl Into<std::io::Error>) -> Self {
         use std::io::ErrorKind as Io;
         let cause = cause.into();
-        let kind = match cause.kind() {
+        let ours = cause.get_ref().and_then(|inner| inner.downcast_ref::<Self>()).map(Self::kind);
+        let kind = ours.unwrap_or_else(|| match cause.kind() {
             Io::NotFound => ErrorKind::NotFound,
             Io::PermissionDenied | Io::ReadOnlyFilesystem => ErrorKind::Denied,
             Io::AlreadyExists => ErrorKind::Exists,
@@ -146,7 +148,7 @@ impl Error {
             Io::Unsupported => ErrorKind::Unsupported,
             Io::NotADirectory | Io::IsADirectory | Io::InvalidFilename => ErrorKind::Invalid,
             _ => ErrorKind::Io,
-        };
+        });
         Self::new(kind, action).because(cause)
     }
 
@@ -274,6 +276,15 @@ const _: () = assert!(size_of::<Error>() == size_of::<usize>());
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kind_of_an_error_survives_a_stream() {
+        let full = Error::new(ErrorKind::NoSpace, "write file");
+        let through = Error::io("write manifest", std::io::Error::other(full));
+        assert_eq!(through.kind(), ErrorKind::NoSpace);
+        let other = Error::io("write manifest", std::io::Error::other("odd"));
+        assert_eq!(other.kind(), ErrorKind::Io);
+    }
 
     #[test]
     fn display_names_kind_action_place_offset_and_hint() {
