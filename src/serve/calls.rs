@@ -8,7 +8,7 @@ use crate::id::{ImageId, JobId, RegionName};
 use crate::peer::{Grant, Operation};
 use crate::region::peer::CHUNK_BYTES_MAX;
 use crate::region::peer::call::{About, Call, Owned, Told, page_of, recovered_len, staged_len};
-use crate::region::{Region, StagedJob, Wish};
+use crate::region::{Located, Region, StagedJob, Wish};
 
 use super::connection::Visitor;
 use super::holds::{Hold, fenced};
@@ -67,6 +67,15 @@ pub(super) async fn answer(visitor: &Visitor, call: Call) -> Result<Told> {
             let hold = owner(visitor, &owned)?;
             let live = hold.live.read().await;
             let target = &live.as_ref().ok_or_else(fenced)?.target;
+            let region = visitor.house.region(&owned.region)?;
+            match region.locate(&hold.spec.target.image).await? {
+                // A plain file does not tell whose it is.
+                Located::Committed(job) if job.is_none_or(|job| job == owned.job) => {}
+                _ => {
+                    let what = "finish a stage that has not committed";
+                    return Err(Error::new(ErrorKind::Invalid, what));
+                }
+            }
             target.finish().await.map(|()| Told::Done)
         }
         Call::Discard(owned) => discard(visitor, &owned).await,

@@ -10,7 +10,7 @@ use crate::peer::{Grant, Identity, Knock, Operation, Policy, Seat};
 use crate::pump::{Conn, Duplex, Pump, Side, Socket, greet, say};
 use crate::region::peer::CHUNK_BYTES_MAX;
 use crate::region::peer::call::{Call, Told};
-use crate::region::{Located, Settled, Vote};
+use crate::region::{Located, Region, Settled, Vote};
 use crate::sync::time::{Duration, Instant, timeout};
 use crate::wire::message::{Begin, Decision, Hello, Join, Name, Refusal, Session, Standing};
 use crate::wire::session::{Accepted, Bounds, Greeting, GreetingEvent, Opener, Receiver};
@@ -199,6 +199,9 @@ async fn stands(visitor: &Visitor, name: &Name) -> Result<Standing> {
     let house = &visitor.house;
     house.holds.settle(&name.region).await;
     let region = house.region(&name.region)?;
+    if names_another(&**region, name).await? {
+        return Ok(Standing::Decided(Decision::Unknown));
+    }
     let mut settled = None;
     for found in region.recover(Some(name.job)).await? {
         settled = Some(found.settled);
@@ -217,7 +220,10 @@ async fn stands(visitor: &Visitor, name: &Name) -> Result<Standing> {
     };
     match (region.locate(&name.image).await?, staged) {
         (Located::Committed(Some(job)), _) if job == name.job => {
-            Ok(Standing::Decided(Decision::Committed { root: None }))
+            // Order: durable before it is told; its owner may not have come to that. It is decided,
+            // so this vote decides nothing.
+            let vote = region.cancel(name.job, &name.image).await?;
+            Ok(Standing::Decided(decision_of(vote)))
         }
         (_, Some(staged)) if staged.spec.target.image == name.image => {
             Ok(Standing::Staged { epoch: staged.epoch, owned: staged.owned })
@@ -230,11 +236,26 @@ async fn cancel(visitor: &Visitor, name: &Name) -> Result<Decision> {
     visitor.may(Operation::Cancel, &name.region, &name.image)?;
     let house = &visitor.house;
     house.holds.settle(&name.region).await;
-    Ok(match house.region(&name.region)?.cancel(name.job, &name.image).await? {
+    let region = house.region(&name.region)?;
+    if names_another(&**region, name).await? {
+        return Ok(Decision::Unknown);
+    }
+    Ok(decision_of(region.cancel(name.job, &name.image).await?))
+}
+
+/// Whether the job is staged for another image than the one named, which alone was looked up in the
+/// policy. A job never changes its image.
+async fn names_another(region: &dyn Region, name: &Name) -> Result<bool> {
+    let staged = region.job(name.job).await?;
+    Ok(staged.is_some_and(|staged| staged.spec.target.image != name.image))
+}
+
+fn decision_of(vote: Vote) -> Decision {
+    match vote {
         Vote::Committed => Decision::Committed { root: None },
         Vote::Cancelled { first, clean } => Decision::Cancelled { first, clean },
         Vote::Unknown => Decision::Unknown,
-    })
+    }
 }
 
 /// Opens or joins a session, and serves it to its end. Gives the connection back where the request

@@ -14,7 +14,7 @@ use blockferry::job::{Endpoint, Fingerprint, JobSpec};
 use blockferry::location::PeerAddress;
 use blockferry::options::{CopyOptions, EngineOptions, Verify};
 use blockferry::peer::Policy;
-use blockferry::region::{DirRegion, MemoryRegion, PeerOptions, PeerRegion, Region};
+use blockferry::region::{DirRegion, MemoryRegion, Outcome, PeerOptions, PeerRegion, Region, Vote};
 use blockferry::serve::{Listener, Server, ServerOptions};
 use blockferry::testing::{Fixture, Place, conformance};
 use blockferry::wire::frame::{Expect, Frame, VERSION};
@@ -390,6 +390,42 @@ async fn what_the_policy_does_not_grant_is_denied() {
     let nobody = Policy::parse("[[peer]]\nidentity = \"alpha\"\n").unwrap();
     let house = House::open(&socket, Arc::new(MemoryRegion::new("there")), nobody);
     assert_eq!(kind(connect(&socket).await), denied, "whom the policy does not name");
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_cancelled_only_by_the_name_of_its_own_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("ferry.sock");
+    let region: Arc<dyn Region> = Arc::new(DirRegion::open_root(dir.path()).unwrap());
+    // By somebody else, for an image that the policy does not grant.
+    let theirs = region.stage(&spec("x-1")).await.unwrap();
+    drop(theirs);
+    let policy = format!(
+        "[[peer]]\nidentity = \"uid:{}\"\n[[peer.grant]]\noperations = [\"cancel\", \"list\"]\n\
+         regions = [\"b\"]\nimage_prefix = \"m-\"\n",
+        rustix_uid(dir.path())
+    );
+    let house = House::open(&socket, region.clone(), Policy::parse(&policy).unwrap());
+    let there = house.region().await;
+    let vote = there.cancel(JobId::from_bytes([1; 16]), &id("m-1")).await.unwrap();
+    assert_eq!(vote, Vote::Unknown);
+    assert_eq!(region.jobs().await.unwrap().len(), 1, "the stage of x-1 is still there");
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stage_that_has_not_committed_cannot_be_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("ferry.sock");
+    let region: Arc<dyn Region> = Arc::new(DirRegion::open_root(dir.path()).unwrap());
+    let house = House::open(&socket, region.clone(), Policy::everything());
+    let there = house.region().await;
+    let target = there.stage(&spec("m-1")).await.unwrap();
+    assert_eq!(kind(target.finish().await), Some(ErrorKind::Invalid));
+    assert_eq!(target.discard().await.unwrap(), Outcome::Cancelled);
+    assert!(region.jobs().await.unwrap().is_empty());
+    drop(target);
     house.close().await;
 }
 

@@ -26,6 +26,8 @@ pub(crate) const CHUNK_BYTES_MAX: u32 = 64 << 20;
 const DIAL_TIME: Duration = Duration::from_secs(10);
 /// How many connections wait for the next question.
 const IDLE_COUNT_MAX: usize = 4;
+/// How long one waits: shorter than the other side does, which hangs up after 10 s.
+const IDLE_TIME: Duration = Duration::from_secs(5);
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
@@ -84,7 +86,8 @@ pub(crate) struct Net {
     pub(super) address: Address,
     pub(super) options: PeerOptions,
     tls: Option<Tls>,
-    idle: Mutex<Vec<Desk>>,
+    /// With the moments when they became idle.
+    idle: Mutex<Vec<(Instant, Desk)>>,
     last_link: AtomicU32,
 }
 
@@ -192,13 +195,17 @@ impl Net {
 
     fn idle_desk(&self) -> Option<Desk> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        std::iter::from_fn(|| idle.pop()).find(|desk| !desk.conn.socket.is_hung_up())
+        let is_good = |(since, desk): &(Instant, Desk)| {
+            since.elapsed() < IDLE_TIME && !desk.conn.socket.is_hung_up()
+        };
+        std::iter::from_fn(|| idle.pop()).find(is_good).map(|(_, desk)| desk)
     }
 
     fn keep(&self, desk: Desk) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|(since, _)| since.elapsed() < IDLE_TIME);
         if idle.len() < IDLE_COUNT_MAX {
-            idle.push(desk);
+            idle.push((Instant::now(), desk));
         }
     }
 

@@ -539,6 +539,19 @@ fn a_chunk_may_be_replaced_until_it_is_on_record() {
     assert_eq!(told(&mut receiver, &zeroes, 100, now), ErrorKind::Corrupt, "on record it stays");
 }
 
+#[test]
+fn a_replacement_that_failed_halfway_ends_the_session() {
+    let (mut sender, mut receiver, now) = pushing(false);
+    send_all(&mut sender, &mut receiver, now);
+    sender.send_zeroes(vec![run(0, 1)]).unwrap();
+    exchange(&mut sender, &mut receiver, now);
+    let Some(ReceiverEvent::Zeroes(ticket)) = receiver.poll_event() else { panic!("no zeroes") };
+    receiver.refused(ticket, Error::new(ErrorKind::NoSpace, "write"));
+    assert!(receiver.state().is_final(), "what is there now is neither the old nor the new");
+    let old = Durable::recorded(run(0, 1), content(0));
+    assert!(receiver.durable(&[old]).is_err());
+}
+
 fn content(at: u32) -> Content {
     Content::Data { digest: digest(at), data_bytes: 0 }
 }

@@ -47,6 +47,10 @@ pub(super) async fn drive(stage: Arc<Stage>, desk: Desk, begun: oneshot::Receive
                 stage.change(|state| {
                     state.sealing = None;
                     state.refused = Some(error);
+                    // Whoever waits for more than this answer waits for nothing: nobody pushes now.
+                    let what = "go on with a stage that could not be decided";
+                    state.failed = Some(Error::new(ErrorKind::Unavailable, what));
+                    state.waiting.clear();
                 });
                 return conn_ended(conn).await;
             }
@@ -148,8 +152,10 @@ async fn find_again(stage: &Stage, attempt: &mut u32, lost: Error) -> Result<Fou
         sleep(backoff(*attempt)).await;
         match look(stage).await {
             Ok(found) => return Ok(found),
-            // A stage that is gone by now is decided: the next look tells how.
-            Err(error) if error.kind() == ErrorKind::NotFound => last = error,
+            // A stage that is gone by now, or has committed, is decided: the next look tells how.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Exists) => {
+                last = error;
+            }
             Err(error) if may_go_on(&error) || error.kind() == ErrorKind::Busy => last = error,
             Err(error) => return Err(error),
         }

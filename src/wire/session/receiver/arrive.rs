@@ -97,7 +97,7 @@ impl Receiver {
         grant.open_bytes -= cost_bytes;
         grant.in_hand_bytes += cost_bytes;
         let is_declined = self.on_demand && !image.wanted.holds(chunk.index);
-        if self.collides(run, |_| Some(chunk.digest)) {
+        if self.collides(run, false, |_| Some(chunk.digest)) {
             return Err(hurried());
         }
         let content = Expected::Chunk(chunk.index, chunk.digest);
@@ -123,7 +123,7 @@ impl Receiver {
         image.admit(&runs, self.on_demand)?;
         let base = |index| image.base.as_ref().and_then(|base| base.digest(index));
         let content = |index| if zero { None } else { base(index) };
-        if runs.iter().any(|run| self.collides(*run, content)) {
+        if runs.iter().any(|run| self.collides(*run, zero, content)) {
             return Err(hurried());
         }
         let mut chunks = runs.iter().flat_map(|run| run.iter());
@@ -162,7 +162,12 @@ impl Receiver {
 
     /// Whether a chunk of the run is in the driver's hands with another content: of two that are
     /// written at once nobody knows which one stays.
-    fn collides(&self, run: ChunkRun, content: impl Fn(ChunkIndex) -> Option<Digest>) -> bool {
+    fn collides(
+        &self,
+        run: ChunkRun,
+        is_zero: bool,
+        content: impl Fn(ChunkIndex) -> Option<Digest>,
+    ) -> bool {
         let (first, end) = (run.first, ChunkIndex::new(run.end()));
         let mut chunks = self.flying.range(first..end);
         if chunks.any(|(index, (digest, _))| content(*index) != Some(*digest)) {
@@ -174,6 +179,10 @@ impl Receiver {
         }
         let base = self.image.as_ref().and_then(|image| image.base.as_ref());
         self.in_hand.values().any(|in_hand| {
+            // Zeros agree with zeros: a run of a million of them is not walked to see that.
+            if is_zero && matches!(in_hand.content, Expected::Zeroes) {
+                return false;
+            }
             let held = |index| match in_hand.content {
                 Expected::Chunk(_, digest) => Some(digest),
                 Expected::Zeroes => None,
@@ -238,13 +247,29 @@ impl Receiver {
     /// digest says close the session, as nothing the peer says can be trusted then; a failure of
     /// this side refuses the request alone, and the sender may send the chunk again.
     pub fn refused(&mut self, ticket: Ticket, error: Error) {
-        if error.kind() == ErrorKind::Corrupt {
+        // What was there before may be half written over: it must not go on record as it was.
+        if error.kind() == ErrorKind::Corrupt || self.replaces(&ticket) {
             return self.fail(error);
         }
         let refusal = Message::Error(Refusal::new(&error));
         if let Err(error) = self.answer_ticket(ticket, &refusal) {
             self.fail(error);
         }
+    }
+
+    /// Whether the ticket was to put another content into the place of one that is written.
+    fn replaces(&self, ticket: &Ticket) -> bool {
+        let (Some(image), Some(in_hand)) = (&self.image, self.in_hand.get(&ticket.number)) else {
+            return false;
+        };
+        let base = |index| image.base.as_ref().and_then(|base| base.digest(index));
+        let content = |index| match in_hand.content {
+            Expected::Chunk(_, digest) => Some(digest),
+            Expected::Zeroes => None,
+            Expected::Same => base(index),
+        };
+        let mut chunks = ticket.runs.iter().flat_map(|run| run.iter());
+        chunks.any(|index| image.table.digest(index).is_some_and(|known| known != content(index)))
     }
 
     fn answer_ticket(&mut self, ticket: Ticket, reply: &Message) -> Result<()> {
@@ -286,7 +311,7 @@ impl Receiver {
             let holds = |index| image.table.digest(index) == Some(content);
             image.geometry.holds(chunk.run())
                 && chunk.run().iter().all(holds)
-                && !self.collides(chunk.run(), |_| content)
+                && !self.collides(chunk.run(), content.is_none(), |_| content)
         };
         let kept: Vec<Durable> = chunks.into_iter().filter(stays).collect();
         if let Some(image) = &mut self.image {
