@@ -434,14 +434,19 @@ impl Inner {
         self.registered(name, |registered| registered.region.clone())
     }
 
-    /// The staged job of that number, in whichever registered region it is.
+    /// The staged job of that number, in whichever registered region it is, and by the name that
+    /// this region has here: what another daemon pushed is on record by another.
     async fn find_staged(
         &self,
         job: JobId,
     ) -> Result<Option<(Arc<dyn Region>, crate::region::StagedJob)>> {
-        let regions: Vec<_> = self.regions().values().map(|r| r.region.clone()).collect();
-        for region in regions {
-            if let Some(staged) = region.job(job).await? {
+        let regions: Vec<_> =
+            self.regions().iter().map(|(name, r)| (name.clone(), r.region.clone())).collect();
+        for (name, region) in regions {
+            if let Some(mut staged) = region.job(job).await? {
+                if self.region(&staged.spec.target.region).is_err() {
+                    staged.spec.target.region = name;
+                }
                 return Ok(Some((region, staged)));
             }
         }

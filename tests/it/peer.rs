@@ -273,6 +273,28 @@ async fn a_cancel_from_either_side_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_runs_the_serving_host_cancels_a_push_by_its_job_as_often_as_asked() {
+    let mut world = World::new().await;
+    world.here.insert(&id("m"), bytes_of(8 << 20, 5));
+    let slow = small().with_limits(blockferry::options::Limits::NONE.with_bytes_per_sec(1 << 20));
+    let ends = (Endpoint::new(name("here"), id("m")), Endpoint::new(name("there"), id("m")));
+    let job = world.engine.copy(CopyRequest::new(ends.0, ends.1, slow)).await.unwrap();
+    // The same folder by the name that it has on its own host, which no record of the job knows.
+    let state = world.dir.path().join("their.state");
+    let theirs = Engine::open(EngineOptions::new(state)).await.unwrap();
+    let own = Arc::new(DirRegion::open_root(world.root()).unwrap());
+    theirs.register(name("own"), own).await.unwrap();
+    let reply = theirs.cancel(job.id()).await.unwrap();
+    assert_eq!(reply.answer, CancelAnswer::Cancelled { clean: true });
+    let again = CancelAnswer::AlreadyCancelled { clean: true };
+    assert_eq!(theirs.cancel(job.id()).await.unwrap().answer, again);
+    assert_eq!(theirs.cancel_image(&name("own"), &id("m")).await.unwrap().answer, again);
+    let outcome = job.wait().await;
+    assert!(matches!(outcome, JobOutcome::RolledBack { clean: true }), "{outcome:?}");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_copy_is_resumed_after_the_server_was_stopped_and_started() {
     let mut world = World::new().await;
     let bytes = bytes_of(6 << 20, 3);

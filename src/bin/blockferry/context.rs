@@ -220,11 +220,15 @@ impl Context {
         region: &str,
         unknown: Error,
     ) -> Result<JobSpec> {
-        let (_, place) = self.open_region(region).await?;
-        let staged = place.job(job).await?.ok_or_else(|| unknown.within(place.location()))?;
-        let is_dir = staged.spec.target.region.as_str().starts_with("dir://");
-        if is_dir && engine.region(&staged.spec.target.region).is_err() {
-            engine.register(staged.spec.target.region.clone(), place).await?;
+        let (name, place) = self.open_region(region).await?;
+        let mut staged = place.job(job).await?.ok_or_else(|| unknown.within(place.location()))?;
+        let target = &mut staged.spec.target.region;
+        if !target.as_str().contains("://") {
+            // It came from another daemon, and is on record by the name that this region has there.
+            *target = name;
+        }
+        if target.as_str().starts_with("dir://") && engine.region(target).is_err() {
+            engine.register(target.clone(), place).await?;
         }
         Ok(staged.spec)
     }
