@@ -132,6 +132,18 @@ async fn memory_behind_a_server_conforms() {
     conformance(&Served(Memory)).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_is_just_being_started_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("ferry.sock");
+    // In this order: nobody listens yet when it is dialled first.
+    let (dialled, house) = tokio::join!(connect(&socket), async {
+        House::open(&socket, Arc::new(MemoryRegion::new("there")), Policy::everything())
+    });
+    dialled.unwrap();
+    house.close().await;
+}
+
 /// Both ends of copies: memory here, a directory behind a server there.
 pub(crate) struct World {
     pub(crate) dir: tempfile::TempDir,

@@ -8,6 +8,7 @@ mod source;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ImageId, JobId, RegionName};
@@ -18,6 +19,7 @@ use crate::region::{
     BoxFuture, Capabilities, ImageInfo, Located, Recovered, Region, Settled, Source, StagedJob,
     Target, Vote, Wish,
 };
+use crate::sync::time::{Instant, sleep};
 use crate::wire::message::{Decision, Name};
 
 use call::{Call, Told, astray};
@@ -50,6 +52,7 @@ pub(crate) struct Far {
 
 impl PeerRegion {
     /// Reaches a daemon's region. `tls` is needed for `ferrys://`, and not used for a Unix socket.
+    /// A daemon that is just being started is waited for, about a second.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] when the daemon cannot be reached; `Denied` when either side does
@@ -74,14 +77,30 @@ impl PeerRegion {
             name: name.clone(),
             location: address.to_string(),
         };
-        match far.call(Call::Describe(far.name.clone())).await? {
+        match far.describe().await? {
             Told::Capabilities(capabilities) => Ok(Self { far, capabilities }),
             told => Err(far.within(astray(&told))),
         }
     }
 }
 
+/// How long a daemon that cannot be reached is tried again at first.
+const START_TIME: Duration = Duration::from_secs(1);
+
 impl Far {
+    async fn describe(&self) -> Result<Told> {
+        let (began, mut attempt) = (Instant::now(), 0);
+        loop {
+            match self.call(Call::Describe(self.name.clone())).await {
+                Err(error) if error.is_retryable() && began.elapsed() < START_TIME => {
+                    attempt += 1;
+                    sleep(net::backoff(attempt)).await;
+                }
+                told => return told,
+            }
+        }
+    }
+
     async fn call(&self, call: Call) -> Result<Told> {
         self.net.call(call).await.map_err(|error| self.within(error))
     }
