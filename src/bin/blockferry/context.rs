@@ -38,6 +38,18 @@ struct PeerArgs {
     /// The authority of the other side [default: $BLOCKFERRY_CA]
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// Whether chunks travel compressed to and from another daemon
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Compression::Auto)]
+    compression: Compression,
+}
+
+#[cfg(feature = "peer")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Compression {
+    /// Where that is found to be faster
+    Auto,
+    /// Never
+    None,
 }
 
 #[cfg(feature = "peer")]
@@ -45,7 +57,12 @@ impl PeerArgs {
     fn words(&self) -> Vec<String> {
         let given = [("--cert", &self.cert), ("--key", &self.key), ("--ca", &self.ca)];
         let given = given.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?)));
-        given.flat_map(|(name, path)| [name.to_owned(), shown(path)]).collect()
+        let mut words: Vec<_> =
+            given.flat_map(|(name, path)| [name.to_owned(), shown(path)]).collect();
+        if self.compression == Compression::None {
+            words.push("--compression=none".to_owned());
+        }
+        words
     }
 
     fn tls(&self) -> Result<Option<blockferry::peer::Tls>> {
@@ -74,6 +91,8 @@ pub(crate) struct Context {
     given: bool,
     #[cfg(feature = "peer")]
     tls: Option<blockferry::peer::Tls>,
+    #[cfg(feature = "peer")]
+    peer_options: blockferry::region::PeerOptions,
     /// The files that were given for other daemons, as options.
     peer_words: Vec<String>,
 }
@@ -108,6 +127,9 @@ impl Context {
             given,
             #[cfg(feature = "peer")]
             tls: common.peer.tls()?,
+            #[cfg(feature = "peer")]
+            peer_options: blockferry::region::PeerOptions::default()
+                .with_compression(common.peer.compression == Compression::Auto),
             #[cfg(feature = "peer")]
             peer_words: common.peer.words(),
             #[cfg(not(feature = "peer"))]
@@ -155,13 +177,13 @@ impl Context {
         &self,
         address: &blockferry::location::PeerAddress,
     ) -> Result<Arc<dyn Region>> {
-        use blockferry::region::{PeerOptions, PeerRegion};
+        use blockferry::region::PeerRegion;
         if self.tls.is_none() && matches!(address, blockferry::location::PeerAddress::Tcp { .. }) {
             return Err(Error::new(ErrorKind::Invalid, "connect without a certificate")
                 .within(address.to_string())
                 .hint("give --cert, --key and --ca, or set BLOCKFERRY_CERT, _KEY and _CA"));
         }
-        let options = PeerOptions::default();
+        let options = self.peer_options.clone();
         let connected = PeerRegion::connect(address, self.tls.clone(), options).await?;
         Ok(Arc::new(connected))
     }

@@ -15,7 +15,7 @@ use crate::peer::Tls;
 use crate::pump::{Conn, Duplex, Machine, Pump, Side, Socket, greet};
 use crate::sync::Mutex;
 use crate::sync::time::{Instant, sleep, timeout};
-use crate::wire::message::{Decision, Hello, Name, Standing};
+use crate::wire::message::{Decision, FEATURE_ZSTD, Hello, Name, Standing};
 use crate::wire::session::{Bounds, Greeting, GreetingEvent, Link, LinkId, Pace};
 
 use super::call::{Call, Told};
@@ -48,13 +48,21 @@ pub struct PeerOptions {
     pub window_bytes: u64,
     /// How often in a row one tries to get through again before a copy fails.
     pub attempts_max: u32,
+    /// Whether chunks may travel compressed, where that is found to be faster.
+    pub compression: bool,
     /// How long everything may take.
     pub pace: Pace,
 }
 
 impl Default for PeerOptions {
     fn default() -> Self {
-        Self { connections: 4, window_bytes: 64 << 20, attempts_max: 12, pace: Pace::default() }
+        Self {
+            connections: 4,
+            window_bytes: 64 << 20,
+            attempts_max: 12,
+            compression: true,
+            pace: Pace::default(),
+        }
     }
 }
 
@@ -78,6 +86,21 @@ impl PeerOptions {
     pub fn with_attempts_max(mut self, attempts: u32) -> Self {
         self.attempts_max = attempts.max(1);
         self
+    }
+
+    /// With chunks that may travel compressed, or never do, either way.
+    #[must_use]
+    pub fn with_compression(mut self, compression: bool) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    fn hello(&self) -> Hello {
+        let mut hello = Hello::new(CHUNK_BYTES_MAX);
+        if !self.compression {
+            hello.features &= !FEATURE_ZSTD;
+        }
+        hello
     }
 }
 
@@ -133,7 +156,7 @@ impl Net {
         let mut conn = Conn::new(stream, socket, now);
         let bounds = Bounds { session_bytes: self.options.window_bytes, ..Bounds::default() };
         let link = LinkId(self.last_link.fetch_add(1, Relaxed));
-        let (hello, pace) = (Hello::new(CHUNK_BYTES_MAX), self.options.pace);
+        let (hello, pace) = (self.options.hello(), self.options.pace);
         let mut greeting = Greeting::dial(link, hello, bounds, pace, now.into_std());
         match greet(&mut conn, &mut greeting, Side::Dials).await {
             GreetingEvent::Agreed => Ok(Desk { conn, greeting }),
@@ -302,4 +325,16 @@ fn astray(event: &GreetingEvent) -> Error {
 fn odd(answer: &Answer) -> Error {
     let what = crate::codec::cut(&format!("{answer:?}"), 100).to_owned();
     Error::new(ErrorKind::Invalid, format!("hear an answer to a call: what came is {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_wants_no_compression_does_not_offer_it() {
+        let offers = |options: PeerOptions| options.hello().features & FEATURE_ZSTD != 0;
+        assert!(offers(PeerOptions::default()));
+        assert!(!offers(PeerOptions::default().with_compression(false)));
+    }
 }
