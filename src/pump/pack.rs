@@ -19,8 +19,10 @@ const LEVEL: i32 = 1;
 const TRIAL_COUNT: u64 = 8;
 /// Every so many chunks one is packed to see whether it pays by now.
 const PROBE_EVERY: u64 = 32;
-/// Over how long the link's rate is taken.
+/// Over how long the link's rate is taken at least, and over how many chunks: those that share a
+/// link arrive together.
 const RATE_TIME: Duration = Duration::from_millis(250);
+const RATE_COUNT_MIN: u32 = 4;
 /// How many chunks are packed at a time: as many as are taken to be, on a machine of two cores.
 const PACKED_AT_A_TIME: u128 = 2;
 
@@ -35,9 +37,10 @@ struct Known {
     /// Whether the other side takes packed chunks.
     allowed: bool,
     chunk_count: u64,
-    /// Of the link: what went since then.
+    /// Of the link: what arrived since then.
     since: Option<Instant>,
-    sent_bytes: u64,
+    arrived_bytes: u64,
+    arrived_count: u32,
     /// The best rate that was seen.
     link_bytes_per_sec: u64,
     tries: Tries,
@@ -80,7 +83,8 @@ impl Packing {
             allowed: false,
             chunk_count: 0,
             since: None,
-            sent_bytes: 0,
+            arrived_bytes: 0,
+            arrived_count: 0,
             link_bytes_per_sec: 0,
             tries: Tries::default(),
         };
@@ -98,7 +102,7 @@ impl Packing {
 
     /// The chunk as it should travel.
     pub(crate) async fn pack(self: std::sync::Arc<Self>, chunk: Bytes) -> (Codec, Bytes) {
-        if !self.known().is_worth_a_try() {
+        if !self.known().is_worth_a_try(Instant::now()) {
             return (Codec::Raw, chunk);
         }
         let (packing, plain) = (self.clone(), chunk.clone());
@@ -132,7 +136,9 @@ impl Packing {
 }
 
 impl Known {
-    fn is_worth_a_try(&mut self) -> bool {
+    fn is_worth_a_try(&mut self, now: Instant) -> bool {
+        // From the first chunk's start, not its arrival: what goes with it arrives with it.
+        self.since.get_or_insert(now);
         self.chunk_count += 1;
         if !self.allowed || self.chunk_count <= TRIAL_COUNT || self.link_bytes_per_sec == 0 {
             return false;
@@ -144,13 +150,14 @@ impl Known {
 
     fn arrived(&mut self, bytes: u64, now: Instant) {
         let since = *self.since.get_or_insert(now);
-        self.sent_bytes += bytes;
+        self.arrived_bytes += bytes;
+        self.arrived_count += 1;
         let took = now.into_std().saturating_duration_since(since.into_std());
-        if took >= RATE_TIME || (self.link_bytes_per_sec == 0 && !took.is_zero()) {
-            let rate = u128::from(self.sent_bytes) * 1_000_000_000 / took.as_nanos().max(1);
+        if took >= RATE_TIME && self.arrived_count >= RATE_COUNT_MIN {
+            let rate = u128::from(self.arrived_bytes) * 1_000_000_000 / took.as_nanos();
             let rate = u64::try_from(rate).unwrap_or(u64::MAX);
             self.link_bytes_per_sec = self.link_bytes_per_sec.max(rate);
-            (self.since, self.sent_bytes) = (Some(now), 0);
+            (self.since, self.arrived_bytes, self.arrived_count) = (Some(now), 0, 0);
         }
     }
 }
@@ -170,6 +177,22 @@ mod tests {
         let mut noise = Tries::default();
         noise.add(4 << 20, 4 << 20, Duration::from_millis(2));
         assert!(!noise.pay(1_000_000), "noise never pays");
+    }
+
+    #[test]
+    fn chunks_that_arrive_together_do_not_make_a_link_fast() {
+        let packing = Packing::new();
+        let (mut known, start) = (packing.known(), Instant::now());
+        known.is_worth_a_try(start);
+        // Four links share 100 Mb/s: four chunks of 4 MiB arrive at a time, every 1.34 s.
+        for bunch in 1..4_u32 {
+            for chunk in 0..4_u32 {
+                let at = Duration::from_micros(u64::from(bunch * 1_342_177 + chunk * 100));
+                known.arrived(4 << 20, start + at);
+            }
+        }
+        let rate = known.link_bytes_per_sec;
+        assert!((12_000_000..13_000_000).contains(&rate), "{rate}");
     }
 
     #[tokio::test]
