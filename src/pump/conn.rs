@@ -103,18 +103,24 @@ impl Reader {
                 self.pace.rest();
                 return Ok(frame);
             }
-            let missing = wanted(&self.buffer, expect)?;
-            if !self.buffer.is_empty() {
-                self.pace.owed();
+            let mut missing = wanted(&self.buffer, expect)?;
+            // Bytes come in pieces of a TLS record: the header is looked at once, not for each.
+            while missing > 0 {
+                if !self.buffer.is_empty() {
+                    self.pace.owed();
+                }
+                let ahead = GATHER_BYTES.saturating_sub(self.buffer.len());
+                missing = missing.saturating_sub(self.fill(missing.max(ahead)).await?);
             }
-            self.fill(missing.max(GATHER_BYTES.saturating_sub(self.buffer.len()))).await?;
         }
     }
 
-    async fn fill(&mut self, len: usize) -> Result<()> {
+    async fn fill(&mut self, len: usize) -> Result<usize> {
         self.buffer.reserve(len);
         let mut room = (&mut self.buffer).limit(len);
         let count = tokio::select! {
+            // Looked at first: while there are bytes no timer is set.
+            biased;
             read = self.from.read_buf(&mut room) => {
                 read.map_err(|error| stream_error("read from the peer", error))?
             }
@@ -124,7 +130,7 @@ impl Reader {
             return Err(ended());
         }
         self.pace.moved(count);
-        Ok(())
+        Ok(count)
     }
 
     /// Waits for the other side to hang up; whatever else it says goes nowhere.
@@ -174,6 +180,7 @@ impl Writer {
             }
             self.pace.owed();
             let count = tokio::select! {
+                biased;
                 wrote = self.to.write_buf(bytes) => {
                     wrote.map_err(|error| stream_error("write to the peer", error))?
                 }
