@@ -82,7 +82,7 @@ def build():
     """The release binary, built if need be; FERRY names one that is to be tried instead."""
     if os.environ.get("FERRY"):
         return os.environ["FERRY"]
-    cargo = ["cargo", "build", "--quiet", "--release", "--locked", "--features", "cli"]
+    cargo = ["cargo", "build", "--quiet", "--release", "--locked", "--features", "cli,peer"]
     subprocess.run(cargo, cwd=REPO, check=True)
     return str(REPO / os.environ.get("CARGO_TARGET_DIR", "target") / "release" / "blockferry")
 
