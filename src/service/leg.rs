@@ -1,0 +1,212 @@
+//! One task per running copy: hands it to the engine, tries again what may pass, and puts its end
+//! on record.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{CopyRequest, Job, JobOutcome};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::JobId;
+use crate::job::Endpoint;
+use crate::options::CopyOptions;
+use crate::region::Vote;
+use crate::service::catalog::Ending;
+use crate::service::inner::Inner;
+use crate::service::model::{Copy, CopyState};
+use crate::service::refusal::{Answer, Refusal};
+
+/// Attempts at a copy whose region does not answer, and the time before the second; it doubles.
+const ATTEMPTS_MAX: u32 = 5;
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// How long a cancel that is decided waits for the last byte to go before it answers.
+const CLEAN_WAIT: Duration = Duration::from_millis(150);
+/// Between attempts to put an end on record.
+const RECORD_DELAY: Duration = Duration::from_secs(1);
+
+/// A running copy, for those who want to know of it.
+#[derive(Debug)]
+pub(crate) struct LegTask {
+    /// The engine's job, once it has one.
+    pub(crate) job: watch::Sender<Option<Job>>,
+    /// Its task does nothing more.
+    ended: CancellationToken,
+    /// It was cancelled: there is nothing to wait for.
+    cancelled: CancellationToken,
+}
+
+impl LegTask {
+    pub(crate) fn new() -> Self {
+        Self {
+            job: watch::Sender::new(None),
+            ended: CancellationToken::new(),
+            cancelled: CancellationToken::new(),
+        }
+    }
+
+    /// Waits until the engine has the job, or never will.
+    async fn is_settled(&self) {
+        let mut job = self.job.subscribe();
+        tokio::select! {
+            biased;
+            _known = job.wait_for(Option::is_some) => {}
+            () = self.ended.cancelled() => {}
+        }
+    }
+}
+
+/// Brings a running copy to its end. Dropping the service stops it as a crash would.
+pub(crate) async fn run(inner: Arc<Inner>, copy: Arc<Copy>, leg: Arc<LegTask>) {
+    let crash = inner.crash.clone();
+    tokio::select! {
+        biased;
+        () = crash.cancelled() => {}
+        () = live(&inner, &copy, &leg) => {}
+    }
+    inner.legs().remove(&copy.job);
+    leg.ended.cancel();
+}
+
+async fn live(inner: &Arc<Inner>, copy: &Arc<Copy>, leg: &LegTask) {
+    let mut attempt = 1;
+    loop {
+        let error = match attempt_at(inner, copy, leg).await {
+            Ok(JobOutcome::Committed(receipt)) => {
+                let image_bytes = receipt.image_bytes;
+                return put_on_record(inner, copy.job, Ending::Done { image_bytes }).await;
+            }
+            Ok(JobOutcome::RolledBack { .. }) => {
+                return put_on_record(inner, copy.job, Ending::Cancelled).await;
+            }
+            // The service ends, or somebody wants it to rest: it goes on when the service is opened
+            // again.
+            Ok(JobOutcome::Suspended) => return,
+            Ok(JobOutcome::Failed { error, .. }) => error,
+            Err(error) => Arc::new(error),
+        };
+        if inner.is_closing() || leg.cancelled.is_cancelled() {
+            return;
+        }
+        let may_pass = error.is_retryable()
+            || matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Busy);
+        if !may_pass || attempt == ATTEMPTS_MAX {
+            return give_up(inner, copy, &error).await;
+        }
+        tokio::select! {
+            () = sleep(RETRY_DELAY * 2_u32.pow(attempt - 1)) => attempt += 1,
+            () = leg.cancelled.cancelled() => return,
+        }
+    }
+}
+
+/// Starts the job, or goes on with it: the token makes it the same one.
+async fn attempt_at(inner: &Arc<Inner>, copy: &Copy, leg: &LegTask) -> Result<JobOutcome> {
+    let options = CopyOptions::new().with_token(&*copy.engine_token);
+    let request = CopyRequest::new(copy.source.clone(), copy.target.clone(), options);
+    let job = inner.engine.copy(request).await?;
+    debug_assert_eq!(job.id(), copy.job, "the engine numbers jobs by their token");
+    leg.job.send_replace(Some(job.clone()));
+    let mut progress = job.watch();
+    loop {
+        tokio::select! {
+            biased;
+            outcome = job.wait() => return Ok(outcome),
+            changed = progress.changed() => match changed {
+                Ok(()) => inner.tell_followers(copy.job),
+                Err(_) => return Ok(job.wait().await),
+            },
+        }
+    }
+}
+
+/// Ends a copy that failed: its image stays as a name, its bytes go.
+async fn give_up(inner: &Arc<Inner>, copy: &Copy, error: &Error) {
+    // Order: the end first, so that a crash in between finds a failed copy and sweeps its stage.
+    let ending = Ending::Failed { kind: error.kind(), message: error.report() };
+    put_on_record(inner, copy.job, ending).await;
+    // What cannot be cleaned now the engine goes on with, and so does the next opening.
+    inner.engine.cancel(copy.job).await.ok();
+}
+
+async fn put_on_record(inner: &Arc<Inner>, job: JobId, ending: Ending) {
+    // The region has decided; what cannot be recorded now is found out again after a restart.
+    while inner.settle(job, ending.clone()).await.is_err() {
+        sleep(RECORD_DELAY).await;
+    }
+}
+
+/// Lets the engine decide between a cancel and the end of a running copy.
+///
+/// Answers when it is decided and on record; the clean-up may go on.
+pub(crate) async fn cancel(inner: Arc<Inner>, job: JobId, target: Endpoint) -> Answer<()> {
+    let leg = inner.legs().get(&job).cloned();
+    if let Some(leg) = &leg {
+        // What fails from now on is not tried again.
+        leg.cancelled.cancel();
+        // While the engine takes it in there is nothing yet that could be cancelled.
+        leg.is_settled().await;
+    }
+    let region = inner.engine.region(&target.region)?;
+    let mut vote = region.cancel(job, &target.image).await;
+    if let (Ok(Vote::Unknown), Some(leg)) = (&vote, &leg) {
+        // It ends at this moment, or never began: its own task puts an end on record, if it is one.
+        leg.ended.cancelled().await;
+        vote = region.cancel(job, &target.image).await;
+    }
+    let ending = match vote {
+        Ok(Vote::Cancelled { .. } | Vote::Unknown) => Ending::Cancelled,
+        Ok(Vote::Committed) => {
+            let known = inner.shown().image(&target.region, &target.image).map(|i| i.image_bytes);
+            Ending::Done { image_bytes: known.unwrap_or(0) }
+        }
+        Err(error) => {
+            inner.begin_again(job, leg.as_deref()).await;
+            return Err(error.into());
+        }
+    };
+    let state = inner.settle(job, ending).await?;
+    if state == Some(CopyState::Cancelled) {
+        let cleaner = inner.clone();
+        let cleaning = inner.tasks.spawn(async move { cleaner.engine.cancel(job).await });
+        // Nobody has to wait for it; what cannot be cleaned now the engine goes on with.
+        timeout(CLEAN_WAIT, cleaning).await.ok();
+    }
+    answer_of(state)
+}
+
+impl Inner {
+    /// Goes on with a copy that a cancel has stopped without deciding anything.
+    async fn begin_again(self: &Arc<Self>, job: JobId, leg: Option<&LegTask>) {
+        if let Some(leg) = leg
+            && !leg.ended.is_cancelled()
+            && leg.job.borrow().as_ref().is_some_and(|job| job.outcome().is_none())
+        {
+            // It runs, and tries nothing again should it fail: the next opening does.
+            return;
+        }
+        if let Some(leg) = leg {
+            leg.ended.cancelled().await;
+        }
+        let running = self.shown().copy(job).filter(|c| c.state == CopyState::Running).cloned();
+        if let Some(copy) = running.filter(|_| !self.is_closing()) {
+            self.begin(copy);
+        }
+    }
+}
+
+fn answer_of(state: Option<CopyState>) -> Answer<()> {
+    match state {
+        Some(CopyState::Cancelled) => Ok(()),
+        Some(CopyState::Done) => Err(Refusal::Finished),
+        Some(CopyState::Failed { .. }) => Err(Refusal::HadFailed),
+        Some(CopyState::Waiting | CopyState::Running) => {
+            Err(Error::new(ErrorKind::Unavailable, "cancel a copy")
+                .hint("the service is ending; ask again once it is back")
+                .into())
+        }
+        None => Err(Refusal::NoImage),
+    }
+}
