@@ -75,6 +75,8 @@
 //! | read what a job did | [`job`] |
 //! | use a folder, a file, a device or memory as a region, or write a region | [`region`] |
 //! | copy to and from other daemons, or let them (feature `peer`) | `region::PeerRegion`, `serve` |
+//! | keep images with names and states, queue and follow copies (feature `service`) | `service` |
+//! | answer three clouds' own calls (feature `clouds`) | `clouds` |
 //! | name images, jobs and regions | [`id`], [`location`] |
 //! | handle what goes wrong | [`error`] |
 //! | verify an image yourself | [`manifest`], [`seal`], [`chunk`], [`geometry`] |
@@ -90,11 +92,15 @@
 //! | none | the library with memory, directory, file and block-device regions |
 //! | `cli` | the `blockferry` command |
 //! | `peer` | copies between daemons: `region::PeerRegion`, the modules `serve`, `peer` (who may) and `wire` (the chunk protocol); with `cli`, `blockferry serve` and `cert` |
+//! | `service` | the module `service`: images, queues, tokens and followers above the engine, for daemons |
+//! | `clouds` | the module `clouds`: the copy calls of Alibaba ECS, Baidu BCC and Huawei IMS over that; with `cli`, `blockferry api` |
 //! | `testing` | the module `testing`: the conformance suite and the fault wrappers, for those who write regions |
 //!
 //! A feature adds API and never changes what existing code does. Linux only, 5.6 or later.
 
 pub mod chunk;
+#[cfg(feature = "clouds")]
+pub mod clouds;
 mod codec;
 mod disk;
 pub mod engine;
@@ -118,6 +124,8 @@ mod sabotage;
 pub mod seal;
 #[cfg(feature = "peer")]
 pub mod serve;
+#[cfg(feature = "service")]
+pub mod service;
 mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;

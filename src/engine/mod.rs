@@ -48,6 +48,9 @@ pub use metrics::{Metrics, RegionMetrics};
 pub use progress::Moves;
 pub use start::CopyRequest;
 
+#[cfg(feature = "service")]
+pub(crate) use clock::job_of_token;
+
 /// Fewer threads than this leave a fast device idle while they hash, on however few cores.
 const THREAD_COUNT_MIN: usize = 4;
 

@@ -8,6 +8,8 @@
 
 mod cancel;
 mod cli;
+#[cfg(feature = "clouds")]
+mod clouds;
 mod conformance;
 mod journal;
 mod life;
@@ -18,6 +20,8 @@ mod places;
 mod remains;
 mod scale;
 mod serve;
+#[cfg(feature = "service")]
+mod service;
 mod shapes;
 mod sim;
 mod source;

@@ -52,6 +52,19 @@ enum Compression {
     None,
 }
 
+#[cfg(feature = "clouds")]
+impl Common {
+    /// Those of a verb that has its state folder from a file.
+    pub(crate) fn of_state_dir(state_dir: PathBuf) -> Self {
+        Self {
+            state_dir: Some(state_dir),
+            json: false,
+            #[cfg(feature = "peer")]
+            peer: PeerArgs { cert: None, key: None, ca: None },
+        }
+    }
+}
+
 #[cfg(feature = "peer")]
 impl PeerArgs {
     fn words(&self) -> Vec<String> {

@@ -1,5 +1,7 @@
 //! The `blockferry` command: the face of the library for people and scripts.
 
+#[cfg(feature = "clouds")]
+mod api;
 mod cancel;
 #[cfg(feature = "peer")]
 mod cert;
@@ -80,6 +82,8 @@ enum Verb {
     Serve(serve::Args),
     #[cfg(feature = "peer")]
     Cert(cert::Args),
+    #[cfg(feature = "clouds")]
+    Api(api::Args),
     Demo(demo::Args),
     Completions(completions::Args),
 }
@@ -103,6 +107,8 @@ impl Verb {
             Self::Serve(args) => (args.json, Shape::Serve),
             #[cfg(feature = "peer")]
             Self::Cert(args) => (args.json, Shape::Cert),
+            #[cfg(feature = "clouds")]
+            Self::Api(args) => (args.json, Shape::Api),
             Self::Demo(_) | Self::Completions(_) => (false, Shape::Job),
         }
     }
@@ -136,6 +142,8 @@ impl Verb {
             Self::Serve(args) => Box::pin(serve::run(args)).await,
             #[cfg(feature = "peer")]
             Self::Cert(args) => cert::run(&args),
+            #[cfg(feature = "clouds")]
+            Self::Api(args) => Box::pin(api::run(args)).await,
             Self::Demo(args) => demo::run(&args),
             Self::Completions(args) => Ok(completions::run(&args)),
         }

@@ -47,6 +47,8 @@ pub(crate) enum Shape {
     Serve,
     #[cfg(feature = "peer")]
     Cert,
+    #[cfg(feature = "clouds")]
+    Api,
 }
 
 impl Shape {
@@ -63,6 +65,8 @@ impl Shape {
             "serve" => Self::Serve,
             #[cfg(feature = "peer")]
             "cert" => Self::Cert,
+            #[cfg(feature = "clouds")]
+            "api" => Self::Api,
             _ => Self::Copy,
         }
     }
@@ -89,6 +93,8 @@ impl Shape {
             Self::Cert => object(json!({
                 "identity": null, "certificate": null, "key": null, "hosts": [], "not_after": null,
             })),
+            #[cfg(feature = "clouds")]
+            Self::Api => object(json!({"listening": null, "admin": null, "ended": true})),
         }
     }
 }
