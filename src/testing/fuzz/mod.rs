@@ -5,6 +5,8 @@
 //! sums put right, because no fuzzer finds a hash. The sums are computed here, from the manual's
 //! byte tables, so that the code under test stays as it ships.
 
+#[cfg(feature = "clouds")]
+mod cloud;
 mod image_path;
 mod journal;
 mod manifest;
@@ -43,6 +45,14 @@ pub enum Effort {
 
 /// Every target.
 pub const BODIES: &[Body] = &[
+    // The request itself, and for each scheme what it signs: names and values, three times as long.
+    #[cfg(feature = "clouds")]
+    Body {
+        name: "cloud_request",
+        run: |bytes, _| cloud::check(bytes),
+        window: |len| (64 << 10) + 64 * len,
+        seeds: cloud::seeds,
+    },
     // One frame at its longest, in pieces and whole, and as often decoded.
     #[cfg(feature = "peer")]
     Body {
