@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`guarantees`] | everybody: what holds, which test proves it, and what is not promised |
 //! | [`operating`] | those who run it: folders, modes, crashes, cancel, limits, memory, exit codes |
+//! | [`clouds`] | those who put it behind a cloud's API: configuration, calls, states, followers, what strangers can do |
 //! | [`formats`] | those who read its bytes: journal, manifest, job record, digests |
 //! | [`protocol`] | those who write, or watch, the other side of a peer copy: every byte on the wire, every state |
 //! | [`performance`] | those who ask how fast it is, and why it works as it does: figures, what was tried, what was dropped |
@@ -12,6 +13,10 @@
 
 #[doc = include_str!("architecture.md")]
 pub mod architecture {}
+
+#[cfg(feature = "clouds")]
+#[doc = include_str!("clouds.md")]
+pub mod clouds {}
 
 #[doc = include_str!("formats.md")]
 pub mod formats {}
