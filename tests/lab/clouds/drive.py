@@ -1,0 +1,11 @@
+"""Runs the scenarios of each cloud that is asked for: one line a check."""
+import sys
+
+import daemon
+
+CLOUDS = ["alibaba", "baidu", "huawei", "readme"]
+
+for cloud in sys.argv[1:] or CLOUDS:
+    __import__(cloud).run()
+print("%d passed, %d failed" % (daemon.passed, len(daemon.failures)))
+sys.exit(1 if daemon.failures else 0)
