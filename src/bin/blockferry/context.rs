@@ -60,7 +60,7 @@ impl Common {
             state_dir: Some(state_dir),
             json: false,
             #[cfg(feature = "peer")]
-            peer: PeerArgs { cert: None, key: None, ca: None },
+            peer: PeerArgs { cert: None, key: None, ca: None, compression: Compression::Auto },
         }
     }
 }

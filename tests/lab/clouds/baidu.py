@@ -155,9 +155,12 @@ def life(daemon, bj, gz, su):
 
 def race(daemon, bj, su):
     won, wrong = {"cancel": 0, "copy": 0}, []
+    began, image = time.monotonic(), bj.copy("m-mid", "race", [SU])[1].result[0].image_id
+    until("available", lambda: su.status(image) == "Available")
+    whole = time.monotonic() - began
     for number in range(60):
         image = bj.copy("m-mid", "race", [SU])[1].result[0].image_id
-        time.sleep((number % 30) * 0.001)
+        time.sleep(number % 30 / 24 * whole)
         status, code, _ = su.cancel(image)
         seen = su.status(image)
         if status == 200 and seen is None:
