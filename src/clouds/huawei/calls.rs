@@ -159,7 +159,10 @@ fn job_of(view: &CopyView, with_progress: bool) -> Value {
         false => "imsCrossRegionCopyImageJob",
     };
     let (code, reason) = match &copy.state {
-        CopyState::Failed { message, .. } => (json!(faults::FAILED), json!(message)),
+        // What exactly went wrong names places that are none of a caller's business.
+        CopyState::Failed { kind, .. } => {
+            (json!(faults::FAILED), json!(format!("The copy failed: {}.", kind.name())))
+        }
         CopyState::Cancelled => (json!(faults::CANCELLED.0), json!(faults::CANCELLED.1)),
         _ => (Value::Null, Value::Null),
     };

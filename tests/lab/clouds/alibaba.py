@@ -401,6 +401,22 @@ def bad_input(daemon):
     check("alibaba: nor are other regions", seen[:2] == (400, "DestinationRegion.NotFound"), seen)
 
 
+def listening(daemon, sdk):
+    """Whoever connects to the socket is told events as they happen."""
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.connect(daemon.root + "/socket")
+        lines = stream.makefile()
+        new = sdk.copy(HZ, "m-small1", BJ)[1]["ImageId"]
+        told = []
+        while not told or (told[-1]["event"], told[-1]["state"]) != ("copy", "done"):
+            told.append(json.loads(lines.readline()))
+    states = [(event["event"], event["state"]) for event in told if new in json.dumps(event)]
+    check("a socket tells events", states == [("image", "creating"), ("copy", "queued"), ("copy", "copying"),
+                                              ("image", "available"), ("copy", "done")], states)
+    numbers = [event["number"] for event in told]
+    check("with numbers that ascend by one", numbers == list(range(numbers[0], numbers[0] + len(numbers))), numbers)
+
+
 def watching(daemon):
     page = daemon.get("/metrics")
     check("metrics count the calls", 'blockferry_requests_total{cloud="alibaba",call="DescribeImages",code=""}' in page, page[:300])
@@ -444,6 +460,7 @@ def run():
     validation(daemon, Legacy(address))
     tokens(daemon, Newer(address))
     bad_input(daemon)
+    listening(daemon, Legacy(address))
     many(daemon, Legacy(address))
     race(daemon, Legacy(address))
     life(daemon, Legacy(address))

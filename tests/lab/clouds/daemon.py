@@ -48,7 +48,8 @@ class Daemon:
             os.mkdir(self.dir(region))
         self.events = os.path.join(self.root, "events")
         out = ["state_dir = %s" % json.dumps(os.path.join(self.root, "state"))]
-        out += ['admin = "127.0.0.1:0"', "share_extents = false", "events_file = %s" % json.dumps(self.events)]
+        out += ['admin = "127.0.0.1:0"', "share_extents = false", "events_file = %s" % json.dumps(self.events),
+                "events_socket = %s" % json.dumps(os.path.join(self.root, "socket"))]
         for region, fields in regions.items():
             out += ["[[region]]", 'name = "%s"' % region, 'location = "dir://%s"' % self.dir(region), fields]
         for key, fields in keys.items():
