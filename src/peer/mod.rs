@@ -11,6 +11,7 @@ mod credits;
 mod door;
 mod identity;
 mod min_rate;
+mod pem;
 mod policy;
 mod tls;
 
@@ -20,7 +21,7 @@ pub use door::{Door, Knock, Seat};
 pub use identity::Identity;
 pub use min_rate::MinRate;
 pub use policy::{Ceilings, Grant, Operation, Policy};
-pub use tls::{Tls, stream_error};
+pub use tls::{Tls, TlsFiles, stream_error};
 
 /// A stream inside TLS, of either side: tokio-rustls's own.
 pub use tokio_rustls::TlsStream;

@@ -3,16 +3,17 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustls::client::Resumption;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime,
+};
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::version::TLS13;
@@ -23,14 +24,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::identity::Identity;
-use crate::disk::File;
+use super::pem::{certificates, nothing_in, place, private_key, revocations};
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::to_usize;
 use crate::host;
 use crate::id::shown;
 
 /// This side's certificate and key, and the authorities that must have signed the other side's; a
-/// cheap handle.
+/// cheap handle, all clones of which are one: [`Tls::reload`] changes them all.
 ///
 /// TLS 1.3 from the first byte, application protocol `blockferry/1`, no session is ever resumed and
 /// no byte sent before the handshake ends. Both sides show a certificate. The authorities are
@@ -40,8 +40,74 @@ pub struct Tls(Arc<Inner>);
 
 struct Inner {
     identity: Identity,
+    ends: Mutex<Ends>,
+}
+
+/// What handshakes are made with, on either side.
+#[derive(Clone)]
+struct Ends {
     connector: TlsConnector,
     acceptor: TlsAcceptor,
+}
+
+/// Where a [`Tls`] comes from: PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TlsFiles {
+    /// This side's certificate, followed by those between it and its authority if there are any.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The authorities of the other side.
+    pub ca: PathBuf,
+    /// The lists of certificates that those authorities have revoked, if there are any.
+    pub crl: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    /// These files, and no list of revoked certificates.
+    pub fn new(cert: impl Into<PathBuf>, key: impl Into<PathBuf>, ca: impl Into<PathBuf>) -> Self {
+        Self { cert: cert.into(), key: key.into(), ca: ca.into(), crl: None }
+    }
+
+    /// With a file of lists of revoked certificates. A certificate on one of them is refused, on
+    /// either side. An authority without a list there has revoked nothing, and a list counts also
+    /// after the time at which it says that there will be a next one.
+    #[must_use]
+    pub fn with_crl(mut self, crl: Option<PathBuf>) -> Self {
+        self.crl = crl;
+        self
+    }
+
+    fn read(&self) -> Result<(Identity, Ends)> {
+        let Self { cert, key, ca, crl } = self;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let authorities = certificates(ca)?;
+        let roots = roots(&authorities).map_err(|error| error.within(place(ca)))?;
+        let crls = crl.as_deref().map(revocations).transpose()?.unwrap_or_default();
+        // Which of the two files a verifier that cannot be made complains of.
+        let of = crl.as_ref().filter(|_| !crls.is_empty()).unwrap_or(ca);
+        let verifier = client_verifier(&roots, &crls, &provider);
+        let verifier = verifier.map_err(|error| error.within(place(of)))?;
+        for authority in &authorities {
+            check_times(&verifier, authority, "use the authority's certificate")
+                .map_err(|error| error.within(place(ca)))?;
+        }
+        let chain = certificates(cert)?;
+        let identity = chain
+            .first()
+            .ok_or_else(|| nothing_in("a certificate"))
+            .and_then(|own| {
+                check_times(&verifier, own, "use this side's certificate")?;
+                identity_of(own)
+            })
+            .map_err(|error| error.within(place(cert)))?;
+        let own = certified(chain, private_key(key)?, &provider)
+            .map_err(|error| error.within(place(key)))?;
+        let acceptor = server(own.clone(), verifier, &provider)?;
+        let connector = client(own, roots, crls, &provider)?;
+        Ok((identity, Ends { connector, acceptor }))
+    }
 }
 
 impl Tls {
@@ -59,28 +125,39 @@ impl Tls {
     /// not valid yet, and for a certificate that names no [`Identity`]; otherwise what reading
     /// gives. All name the file.
     pub fn load(cert: &Path, key: &Path, ca: &Path) -> Result<Self> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let authorities = certificates(ca)?;
-        let roots = roots(&authorities).map_err(|error| error.within(place(ca)))?;
-        let verifier = client_verifier(&roots, &provider).map_err(|e| e.within(place(ca)))?;
-        for authority in &authorities {
-            check_times(&verifier, authority, "use the authority's certificate")
-                .map_err(|error| error.within(place(ca)))?;
+        Self::open(&TlsFiles::new(cert, key, ca))
+    }
+
+    /// Reads these files, as [`Tls::load`] does.
+    ///
+    /// # Errors
+    /// Those of [`Tls::load`]; [`ErrorKind::Invalid`] for a list of revoked certificates that is
+    /// none.
+    pub fn open(files: &TlsFiles) -> Result<Self> {
+        let (identity, ends) = files.read()?;
+        Ok(Self(Arc::new(Inner { identity, ends: Mutex::new(ends) })))
+    }
+
+    /// Reads files again. Every handshake after this, of any clone, is made with what they hold;
+    /// connections that are open stay. Where it fails, everything stays as it was.
+    ///
+    /// Blocks for as long as the files take to read.
+    ///
+    /// # Errors
+    /// Those of [`Tls::open`]; [`ErrorKind::Invalid`] for a certificate of another identity.
+    pub fn reload(&self, files: &TlsFiles) -> Result<()> {
+        let (identity, ends) = files.read()?;
+        if identity != self.0.identity {
+            let action = format!("go on as {identity}: this side is {}", self.0.identity);
+            let error = Error::new(ErrorKind::Invalid, action).within(place(&files.cert));
+            return Err(error.hint("start anew to be somebody else"));
         }
-        let chain = certificates(cert)?;
-        let identity = chain
-            .first()
-            .ok_or_else(|| nothing_in("a certificate"))
-            .and_then(|own| {
-                check_times(&verifier, own, "use this side's certificate")?;
-                identity_of(own)
-            })
-            .map_err(|error| error.within(place(cert)))?;
-        let own = certified(chain, private_key(key)?, &provider)
-            .map_err(|error| error.within(place(key)))?;
-        let acceptor = server(own.clone(), verifier, &provider)?;
-        let connector = client(own, roots, &provider)?;
-        Ok(Self(Arc::new(Inner { identity, connector, acceptor })))
+        *self.ends() = ends;
+        Ok(())
+    }
+
+    fn ends(&self) -> MutexGuard<'_, Ends> {
+        self.0.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Who this side is.
@@ -107,7 +184,8 @@ impl Tls {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let name = server_name(host)?;
-        let handshake = self.0.connector.connect(name, stream);
+        let connector = self.ends().connector.clone();
+        let handshake = connector.connect(name, stream);
         let stream = TlsStream::Client(in_time("open TLS to the other side", handshake).await?);
         let identity = far_side(stream.get_ref().1)?;
         Ok((stream, identity))
@@ -124,7 +202,8 @@ impl Tls {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let handshake = self.0.acceptor.accept(stream);
+        let acceptor = self.ends().acceptor.clone();
+        let handshake = acceptor.accept(stream);
         let stream = TlsStream::Server(in_time("accept TLS from a peer", handshake).await?);
         let identity = far_side(stream.get_ref().1)?;
         Ok((stream, identity))
@@ -253,12 +332,18 @@ fn server_name(host: &str) -> Result<ServerName<'static>> {
 fn client(
     own: Arc<SingleCertAndKey>,
     roots: Arc<RootCertStore>,
+    crls: Vec<CertificateRevocationListDer<'static>>,
     provider: &Arc<CryptoProvider>,
 ) -> Result<TlsConnector> {
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
+        .with_crls(crls)
+        .allow_unknown_revocation_status()
+        .build()
+        .map_err(unverifiable)?;
     let mut config = ClientConfig::builder_with_details(provider.clone(), Arc::new(HostTime))
         .with_protocol_versions(&[&TLS13])
         .map_err(unprepared)?
-        .with_root_certificates(roots)
+        .with_webpki_verifier(verifier)
         .with_client_cert_resolver(own);
     config.alpn_protocols = vec![PROTOCOL.to_vec()];
     config.resumption = Resumption::disabled();
@@ -286,11 +371,22 @@ fn server(
 
 fn client_verifier(
     roots: &Arc<RootCertStore>,
+    crls: &[CertificateRevocationListDer<'static>],
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>> {
-    WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build().map_err(
-        |cause| Error::new(ErrorKind::Invalid, "use the authority's certificate").because(cause),
-    )
+    WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+        .with_crls(crls.iter().cloned())
+        .allow_unknown_revocation_status()
+        .build()
+        .map_err(unverifiable)
+}
+
+fn unverifiable(cause: VerifierBuilderError) -> Error {
+    let action = match cause {
+        VerifierBuilderError::InvalidCrl(_) => "use a list of revoked certificates",
+        _ => "use the authority's certificate",
+    };
+    Error::new(ErrorKind::Invalid, action).because(cause)
 }
 
 fn unprepared(cause: rustls::Error) -> Error {
@@ -348,44 +444,6 @@ fn certified(
     Ok(Arc::new(SingleCertAndKey::from(certified)))
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let pem = contents(path)?;
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let all = all.map_err(|cause| {
-        Error::new(ErrorKind::Invalid, "read certificates").within(place(path)).because(cause)
-    })?;
-    if all.is_empty() { Err(nothing_in("a certificate").within(place(path))) } else { Ok(all) }
-}
-
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
-    // The cause is left out: it may quote what it could not read.
-    PrivateKeyDer::from_pem_slice(&contents(path)?)
-        .map_err(|_| nothing_in("a private key that is not encrypted").within(place(path)))
-}
-
-fn nothing_in(what: &str) -> Error {
-    Error::new(ErrorKind::Invalid, format!("find {what} in PEM form"))
-}
-
-fn contents(path: &Path) -> Result<Vec<u8>> {
-    let read = || {
-        let file = File::open_path(path)?;
-        let len = file.len()?;
-        if len > FILE_BYTES_MAX {
-            return Err(Error::new(ErrorKind::Invalid, "read certificates: it is over 1 MiB"));
-        }
-        let mut bytes = vec![0; to_usize(len)];
-        let read = file.read_at(0, &mut bytes)?;
-        bytes.truncate(read);
-        Ok(bytes)
-    };
-    read().map_err(|error: Error| error.within(place(path)))
-}
-
-fn place(path: &Path) -> String {
-    path.display().to_string()
-}
-
 /// The time that certificates are held against: the host's, or that of a simulation.
 #[derive(Debug)]
 struct HostTime;
@@ -397,4 +455,3 @@ impl TimeProvider for HostTime {
 }
 
 const PROTOCOL: &[u8] = b"blockferry/1";
-const FILE_BYTES_MAX: u64 = 1 << 20;

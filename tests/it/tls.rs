@@ -14,9 +14,14 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockferry::peer::{Ceilings, Door, DoorCaps, Identity, Tls, TlsStream, stream_error};
+use blockferry::peer::{
+    Ceilings, Door, DoorCaps, Identity, Tls, TlsFiles, TlsStream, stream_error,
+};
 use blockferry::{Error, ErrorKind, Result};
-use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
+use rcgen::{
+    CertificateParams, CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair,
+    RevokedCertParams, SanType, SerialNumber,
+};
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -103,6 +108,11 @@ impl World {
         fs::write(self.path(&format!("ca/{name}.key")), key.serialize_pem()).unwrap();
     }
 
+    /// A list that says that the authority has revoked these certificates.
+    fn revoke(&self, names: &[&str]) {
+        revoke(&self.path("ca"), names);
+    }
+
     fn chain(&self, name: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         let cert = CertificateDer::from_pem_file(self.path(&format!("ca/{name}.pem"))).unwrap();
         let key = PrivateKeyDer::from_pem_file(self.path(&format!("ca/{name}.key"))).unwrap();
@@ -135,6 +145,37 @@ impl World {
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         TlsAcceptor::from(Arc::new(config))
     }
+}
+
+/// Writes `ca.crl` into the folder of an authority: it has revoked the certificates of these names.
+pub(crate) fn revoke(ca: &Path, names: &[&str]) {
+    let issuer = CertificateDer::from_pem_file(ca.join("ca.pem")).unwrap();
+    let key = fs::read_to_string(ca.join("ca.key")).unwrap();
+    let issuer = Issuer::from_ca_cert_der(&issuer, KeyPair::from_pem(&key).unwrap()).unwrap();
+    let now = OffsetDateTime::now_utc();
+    let revoked = |name: &&str| {
+        let certificate = CertificateDer::from_pem_file(ca.join(format!("{name}.pem"))).unwrap();
+        let certificate = webpki::EndEntityCert::try_from(&certificate).unwrap();
+        RevokedCertParams {
+            serial_number: SerialNumber::from_slice(certificate.serial()),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        }
+    };
+    let list = CertificateRevocationListParams {
+        this_update: now,
+        // Overdue at once: it counts all the same.
+        next_update: now + time::Duration::seconds(1),
+        crl_number: SerialNumber::from(u64::try_from(names.len()).unwrap() + 1),
+        issuing_distribution_point: None,
+        revoked_certs: names.iter().map(revoked).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let list = list.signed_by(&issuer).unwrap().pem().unwrap();
+    let half = ca.join("ca.crl.half");
+    fs::write(&half, list).unwrap();
+    fs::rename(&half, ca.join("ca.crl")).unwrap();
 }
 
 fn uri(text: &str) -> SanType {
@@ -306,6 +347,46 @@ async fn certificates_out_of_their_time_are_refused_on_either_side() {
         assert_eq!(kind(dialled), ErrorKind::Denied, "{name}");
         assert!(accepted.is_err());
     }
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_refused_on_either_side_once_the_list_is_read() {
+    let world = World::new();
+    world.good(&["issue", "ca", "gamma"]);
+    let (alpha, gamma) = (world.tls("alpha"), world.tls("gamma"));
+    let file = |name: &str| world.path(&format!("ca/{name}"));
+    let files = TlsFiles::new(file("beta.pem"), file("beta.key"), file("ca.pem"));
+    let beta = Tls::open(&files).unwrap();
+    let clone = beta.clone();
+    let listed = files.clone().with_crl(Some(file("ca.crl")));
+    assert_eq!(kind(beta.reload(&listed)), ErrorKind::NotFound);
+    world.revoke(&[]);
+    beta.reload(&listed).unwrap();
+    for name in [&alpha, &gamma] {
+        let (dialled, accepted) = meet(name, "localhost", &beta).await;
+        assert!(dialled.is_ok() && accepted.is_ok(), "nothing is revoked yet");
+    }
+    world.revoke(&["gamma"]);
+    let (_, accepted) = meet(&gamma, "localhost", &beta).await;
+    assert!(accepted.is_ok(), "nor read");
+    beta.reload(&listed).unwrap();
+    let (mut dialled, accepted) = meet(&gamma, "localhost", &clone).await;
+    assert_eq!(kind(accepted), ErrorKind::Denied, "by a clone of before, too");
+    let stream = &mut dialled.as_mut().unwrap().0;
+    assert_eq!(first_read(stream).await.kind(), ErrorKind::Denied);
+    let (dialled, _) = meet(&beta, "localhost", &gamma).await;
+    assert_eq!(kind(dialled), ErrorKind::Denied, "nor is it dialled");
+    let (dialled, accepted) = meet(&alpha, "localhost", &beta).await;
+    assert!(dialled.is_ok() && accepted.is_ok(), "others are let in as before");
+    // What is wrong changes nothing.
+    fs::write(file("ca.crl"), "no list at all").unwrap();
+    let error = beta.reload(&listed).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("ca.crl"), "{error}");
+    let other = TlsFiles::new(file("alpha.pem"), file("alpha.key"), file("ca.pem"));
+    assert_eq!(kind(beta.reload(&other)), ErrorKind::Invalid, "it is somebody else");
+    let (_, accepted) = meet(&gamma, "localhost", &beta).await;
+    assert_eq!(kind(accepted), ErrorKind::Denied);
 }
 
 #[tokio::test]
