@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::wire::frame::{Expect, Frame, Packet, VERSION_NONE};
 use crate::wire::message::{Begin, Decision, Fetch, Hello, Join, Message, Name, Refusal, Standing};
 
+use super::receiver::check_geometry;
 use super::{Bounds, Link, LinkId, Pace};
 
 /// One connection until it belongs to a session.
@@ -284,6 +285,16 @@ impl Greeting {
             State::Agreed(link) | State::Opened(link) => Ok(link),
             _ => Err(Error::new(ErrorKind::Invalid, "speak before the hellos, or after the end")),
         }
+    }
+
+    /// Whether a [`Receiver`](super::Receiver) on this connection can take what is begun: to be
+    /// asked before anything is done about it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for chunks that are longer, or more, than this side takes;
+    /// [`ErrorKind::Invalid`] before an agreement.
+    pub fn check(&mut self, begin: &Begin) -> Result<()> {
+        check_geometry(self.link()?, begin.spec.geometry)
     }
 
     /// The connection for a machine; `None` before an agreement. What this had still to send, the

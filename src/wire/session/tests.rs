@@ -608,3 +608,94 @@ fn a_call_is_answered_or_refused_and_a_kept_connection_lives_by_pings() {
     south.handle_timeout(now + pace.silence_max);
     assert!(matches!(south.poll_event(), Some(GreetingEvent::Closed(_))), "it is silent");
 }
+
+#[test]
+fn credit_past_what_a_connection_may_have_ends_the_session() {
+    for (grants, fits) in
+        [(vec![2], true), (vec![1, 1], true), (vec![3], false), (vec![2, 1], false)]
+    {
+        let now = Instant::now();
+        let (north, mut south) = greeted(CONTROL, now);
+        let link = north.into_link().unwrap();
+        let mut sender = Sender::push(link, begin(None), None, Rest::default(), now).unwrap();
+        let packet = sender.poll_transmit(CONTROL, now).unwrap();
+        let (id, _) = opened(&mut south, &packet, now);
+        let token = Token::from_bytes([9; 32]);
+        let begun = Message::Begun(crate::wire::message::Begun { token, base: false });
+        let mut said = vec![(begun, id), (Message::Ready { data_bytes: 0 }, 0)];
+        said.extend(grants.iter().map(|count| (Message::Credit { bytes: count * CHUNK }, 0)));
+        for (message, id) in said {
+            sender.handle_frame(CONTROL, &frame(&message.packet(VERSION, id)), now);
+        }
+        let closed = std::iter::from_fn(|| sender.poll_event()).find_map(|event| match event {
+            SenderEvent::Closed(error) => Some(error.kind()),
+            _ => None,
+        });
+        assert_eq!(closed, (!fits).then_some(ErrorKind::Invalid), "{grants:?}");
+        assert!(!fits || sender.room() == 2);
+    }
+}
+
+/// A pull whose receiver has accepted.
+fn pulling() -> (Sender, Receiver, Instant) {
+    let now = Instant::now();
+    let (north, mut south) = greeted(CONTROL, now);
+    let session = Session::new(JobId::from_bytes([6; 16]), 1);
+    let name = name();
+    let fetch = Fetch { session, region: name.region, image: name.image, table: false };
+    let mut receiver = Receiver::fetch(north.into_link().unwrap(), fetch, now);
+    let packet = receiver.poll_transmit(CONTROL).unwrap();
+    let (id, Opener::Fetch(fetch)) = opened(&mut south, &packet, now) else { panic!("no fetch") };
+    let token = Token::from_bytes([9; 32]);
+    let facts = Fingerprint::new();
+    let offer = Offer { token, geometry: geometry(), root: None, facts };
+    let link = south.into_link().unwrap();
+    let mut sender = Sender::offer(link, id, &fetch, offer, None).unwrap();
+    exchange(&mut sender, &mut receiver, now);
+    assert!(matches!(receiver.poll_event(), Some(ReceiverEvent::Offered(_))));
+    let held = TableBuilder::new(geometry());
+    receiver.accept(Accepted { held, data_bytes: 0, base: None, token }).unwrap();
+    exchange(&mut sender, &mut receiver, now);
+    (sender, receiver, now)
+}
+
+#[test]
+fn a_chunk_that_was_fetched_may_come_again_when_its_acknowledgement_was_lost() {
+    for still_in_hand in [false, true] {
+        let (mut sender, mut receiver, now) = pulling();
+        let (north, mut south) = greeted(DATA, now);
+        receiver.attach(north.into_link().unwrap(), None, now).unwrap();
+        let packet = receiver.poll_transmit(DATA).unwrap();
+        let (id, _) = opened(&mut south, &packet, now);
+        sender.attach(south.into_link().unwrap(), Some(id), now).unwrap();
+        exchange(&mut sender, &mut receiver, now);
+        receiver.want(run(1, 2), now).unwrap();
+        exchange(&mut sender, &mut receiver, now);
+        let first = sender.send_chunk(index(1), digest(1), Codec::Raw, bytes(1)).unwrap();
+        let packet = sender.poll_transmit(DATA, now).unwrap();
+        receiver.handle_frame(DATA, &frame(&packet), now);
+        if !still_in_hand {
+            write(&mut receiver);
+        }
+        // It came, and the connection is lost before the sender hears that.
+        let cut = || Error::new(ErrorKind::Unavailable, "read connection");
+        sender.link_lost(DATA, cut());
+        receiver.link_lost(DATA, cut());
+        exchange(&mut sender, &mut receiver, now);
+        write(&mut receiver);
+        exchange(&mut sender, &mut receiver, now);
+        assert_eq!(receiver.state(), ReceiverState::Receiving, "in hand: {still_in_hand}");
+        let events: Vec<SenderEvent> = std::iter::from_fn(|| sender.poll_event()).collect();
+        let told =
+            events.iter().any(|event| matches!(event, SenderEvent::Written(of) if *of == first));
+        assert!(told, "{events:?}");
+        // What nobody ever wanted is refused as before.
+        let chunk =
+            Chunk { index: index(3), codec: Codec::Raw, digest: digest(3), bytes: bytes(3) };
+        assert_eq!(told_of(&mut receiver, chunk, now), ErrorKind::Invalid);
+    }
+}
+
+fn told_of(receiver: &mut Receiver, chunk: Chunk, now: Instant) -> ErrorKind {
+    told(receiver, &Message::Chunk(chunk), 100, now)
+}

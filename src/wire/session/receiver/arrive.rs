@@ -1,5 +1,6 @@
 //! Chunks as they arrive, what proves them, and what comes of them. Pure.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -92,7 +93,7 @@ impl Receiver {
         if grant.open_bytes < cost_bytes {
             return Err(Error::new(ErrorKind::Invalid, "take a chunk past its credit"));
         }
-        image.admit(&[run], self.on_demand)?;
+        image.admit(&[run], self.on_demand, &self.flying)?;
         image.check_chunk(&chunk, zstd, self.on_demand)?;
         grant.open_bytes -= cost_bytes;
         grant.in_hand_bytes += cost_bytes;
@@ -120,7 +121,7 @@ impl Receiver {
         zero: bool,
     ) -> Result<()> {
         let Some(image) = &self.image else { return Ok(()) };
-        image.admit(&runs, self.on_demand)?;
+        image.admit(&runs, self.on_demand, &self.flying)?;
         let base = |index| image.base.as_ref().and_then(|base| base.digest(index));
         let content = |index| if zero { None } else { base(index) };
         if runs.iter().any(|run| self.collides(*run, zero, content)) {
@@ -343,12 +344,21 @@ impl Receiver {
 }
 
 impl Image {
-    /// Whether these chunks exist, and were asked for if they had to be.
-    fn admit(&self, runs: &[ChunkRun], on_demand: bool) -> Result<()> {
+    /// Whether these chunks exist, and were asked for if they had to be. One that came already may
+    /// come again: the connection was lost on which the sender would have heard that it had.
+    fn admit(
+        &self,
+        runs: &[ChunkRun],
+        on_demand: bool,
+        flying: &BTreeMap<ChunkIndex, (Digest, u32)>,
+    ) -> Result<()> {
         if !runs.iter().all(|run| self.geometry.holds(*run)) {
             return Err(Error::new(ErrorKind::Invalid, "take a chunk outside the image"));
         }
-        let awaited = |index| self.wanted.holds(index) || self.declined.holds(index);
+        let awaited = |index| {
+            let came = self.table.digest(index).is_some() || flying.contains_key(&index);
+            came || self.wanted.holds(index) || self.declined.holds(index)
+        };
         if on_demand && !runs.iter().flat_map(|run| run.iter()).all(awaited) {
             return Err(Error::new(ErrorKind::Invalid, "take a chunk that nobody wants"));
         }

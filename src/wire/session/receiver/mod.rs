@@ -480,7 +480,7 @@ impl Image {
     }
 }
 
-fn check_geometry(link: &Link, geometry: Geometry) -> Result<()> {
+pub(in super::super) fn check_geometry(link: &Link, geometry: Geometry) -> Result<()> {
     let bounds = link.bounds();
     let chunk_bytes = geometry.chunk_size().bytes();
     let fits = chunk_bytes.min(geometry.image_bytes()) <= u64::from(link.agreed().chunk_bytes_max)

@@ -99,11 +99,16 @@ impl Sender {
 
     fn credit(&mut self, link: LinkId, bytes: u64) -> Result<()> {
         let Some((connection, flow)) = self.links.get(link) else { return Ok(()) };
-        let bytes_max = connection.bounds().link_bytes.max(self.geometry.chunk_size().bytes());
-        flow.credit_bytes = flow.credit_bytes.saturating_add(bytes).min(bytes_max);
-        if bytes == 0 || !bytes.is_multiple_of(self.geometry.chunk_size().bytes()) {
+        let chunk_bytes = self.geometry.chunk_size().bytes();
+        if bytes == 0 || !bytes.is_multiple_of(chunk_bytes) {
             return Err(Error::new(ErrorKind::Invalid, "take credit for part of a chunk"));
         }
+        // A receiver that grants what nobody has room for would have this side hold as much.
+        let bytes_max = connection.bounds().link_bytes.max(chunk_bytes);
+        let credit_bytes = flow.credit_bytes.checked_add(bytes).filter(|all| *all <= bytes_max);
+        flow.credit_bytes = credit_bytes.ok_or_else(|| {
+            Error::new(ErrorKind::Invalid, "take more credit than a connection may have")
+        })?;
         self.events.push_back(SenderEvent::Room);
         Ok(())
     }
