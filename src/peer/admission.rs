@@ -56,6 +56,7 @@ impl Admission {
             let oldest = self.pending.pop_first().ok_or_else(|| {
                 Error::new(ErrorKind::Busy, "let another connection in")
                     .hint(format!("{} are open", self.seated_all))
+                    .retryable(true)
             })?;
             Some(oldest)
         } else {
@@ -84,11 +85,13 @@ impl Admission {
         }
         let own = self.seats_of(identity);
         if own >= connections_max {
+            // One of them may end at any time.
             return Err(Error::new(
                 ErrorKind::Busy,
                 format!("let another connection of {identity} in"),
             )
-            .hint(format!("{own} are open")));
+            .hint(format!("{own} are open"))
+            .retryable(true));
         }
         self.pending.remove(&number);
         self.seated.insert(identity.clone(), own + 1);

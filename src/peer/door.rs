@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +43,7 @@ struct State {
 #[derive(Clone, Debug)]
 struct Share {
     credits: Credits,
+    read_back: Credits,
     throttle: Throttle,
 }
 
@@ -49,15 +51,37 @@ impl Share {
     fn new(ceilings: &Ceilings) -> Self {
         let mut limits = Limits::NONE;
         limits.bytes_per_sec = ceilings.rate_max;
-        Self { credits: Credits::new(ceilings.window_bytes_max), throttle: Throttle::new(limits) }
+        let in_time = |time: Duration| match ceilings.rate_max {
+            Some(rate) => rate.get().saturating_mul(time.as_secs()),
+            None => u64::MAX,
+        };
+        // What is under way waits for the rate, and whoever sent it for an answer: so much at most
+        // that the last of it is answered in time.
+        let window_bytes = ceilings.window_bytes_max.min(in_time(WINDOW_TIME));
+        let piece_bytes = READ_BACK_BYTES.min(in_time(READ_BACK_TIME)).max(READ_BACK_BYTES_LEAST);
+        Self {
+            credits: Credits::new(window_bytes),
+            read_back: Credits::new(piece_bytes * READ_BACK_COUNT),
+            throttle: Throttle::new(limits),
+        }
     }
 
     /// Bytes of an identity that has gone may still be on their way to the disk: as long as they
     /// are, it has the same budget when it comes back.
     fn is_whole(&self) -> bool {
-        self.credits.free_bytes() == self.credits.all_bytes()
+        let free = |credits: &Credits| credits.free_bytes() == credits.all_bytes();
+        free(&self.credits) && free(&self.read_back)
     }
 }
+
+/// The window of an identity with a ceiling of its rate is what passes in so long.
+const WINDOW_TIME: Duration = Duration::from_secs(60);
+/// Staged bytes that are read back for their owner in one piece, if its rate lets them pass in
+/// [`READ_BACK_TIME`], and how many such pieces are under way to one identity.
+const READ_BACK_BYTES: u64 = 4 << 20;
+const READ_BACK_BYTES_LEAST: u64 = 64 << 10;
+const READ_BACK_TIME: Duration = Duration::from_secs(5);
+const READ_BACK_COUNT: u64 = 4;
 
 impl Door {
     /// A door that nobody has passed.
@@ -158,9 +182,21 @@ impl Seat {
         &self.identity
     }
 
-    /// The window that all connections of that identity share.
+    /// The window that all connections of that identity share: what the policy says, and no more
+    /// than its rate lets pass in a minute.
     pub fn credits(&self) -> &Credits {
         &self.share.credits
+    }
+
+    /// The room for staged bytes that are read back to that identity, which is not that of its
+    /// window: a session whose window holds all there is verifies all the same.
+    pub fn read_back(&self) -> &Credits {
+        &self.share.read_back
+    }
+
+    /// How many staged bytes are read back at once: a quarter of that room.
+    pub fn read_back_bytes_max(&self) -> u64 {
+        self.share.read_back.all_bytes() / READ_BACK_COUNT
     }
 
     /// The rate that all connections of that identity share.
@@ -268,6 +304,20 @@ mod tests {
         assert_eq!(again.credits().free_bytes(), 40);
         drop((again, lease));
         assert_eq!(admit("a").credits().free_bytes(), 100);
+    }
+
+    #[test]
+    fn a_window_is_no_more_than_its_rate_lets_pass_in_a_minute() {
+        let door = door(4, 8);
+        let seat = |name: &str, rate: u64| {
+            let ceilings = Ceilings { rate_max: NonZeroU64::new(rate), ..Ceilings::default() };
+            let seat = door.knock().unwrap().admit(&who(name), &ceilings).unwrap();
+            (seat.credits().all_bytes(), seat.read_back_bytes_max(), seat.read_back().all_bytes())
+        };
+        assert_eq!(seat("none", 0), (256 << 20, 4 << 20, 16 << 20));
+        assert_eq!(seat("fast", 1 << 30), (256 << 20, 4 << 20, 16 << 20));
+        assert_eq!(seat("slow", 100 << 10), (6000 << 10, 500 << 10, 2000 << 10));
+        assert_eq!(seat("slowest", 1 << 10), (60 << 10, 64 << 10, 256 << 10));
     }
 
     #[test]

@@ -113,12 +113,28 @@ impl Policy {
         region: &RegionName,
         image: Option<&ImageId>,
     ) -> Result<Grant> {
+        self.check_any(identity, &[operation], region, image)
+    }
+
+    /// Whether that peer may do any of these things there, as [`Policy::check`]. What it may do one
+    /// of them to counts as much as what it may do another to.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Denied`] when no grant allows one of them; the error names the first.
+    pub fn check_any(
+        &self,
+        identity: &Identity,
+        operations: &[Operation],
+        region: &RegionName,
+        image: Option<&ImageId>,
+    ) -> Result<Grant> {
         let image_prefixes = match &self.0 {
             Rules::Everything => vec![String::new()],
             Rules::Listed(peers) => {
                 let rules = peers.get(identity).map_or(&[][..], |peer| &peer.rules);
                 let grants = |rule: &&Rule| {
-                    rule.operations.contains(&operation) && rule.regions.contains(region)
+                    let granted = operations.iter().any(|one| rule.operations.contains(one));
+                    granted && rule.regions.contains(region)
                 };
                 rules.iter().filter(grants).map(|rule| rule.image_prefix.clone()).collect()
             }
@@ -135,6 +151,7 @@ impl Policy {
             Some(image) => format!("{region}/{image}"),
             None => region.to_string(),
         };
+        let operation = operations.first().map_or("act", |operation| operation.name());
         Err(Error::new(ErrorKind::Denied, format!("{operation} as {identity}"))
             .within(place)
             .hint("the policy does not grant it"))
@@ -217,6 +234,11 @@ impl Grant {
     /// treated exactly as one that does not exist.
     pub fn covers(&self, image: &ImageId) -> bool {
         self.image_prefixes.iter().any(|prefix| image.as_str().starts_with(prefix.as_str()))
+    }
+
+    /// Whether it covers every image there can be.
+    pub fn covers_all(&self) -> bool {
+        self.image_prefixes.iter().any(String::is_empty)
     }
 }
 
@@ -435,10 +457,30 @@ identity = "idle"
         let covered = ["m-1", "shared-x", "other", "xm-1"].map(|id| list.covers(&image(id)));
         assert_eq!(covered, [true, true, false, false]);
         let all = policy.check(&who("beta"), Operation::Pull, &region("a"), None).unwrap();
-        assert!(all.covers(&image("anything")));
+        assert!(all.covers(&image("anything")) && all.covers_all() && !list.covers_all());
         let denied = policy.check(&who("beta"), Operation::List, &region("a"), None).unwrap_err();
         assert_eq!(denied.kind(), ErrorKind::Denied);
         assert!(!denied.is_retryable());
+    }
+
+    #[test]
+    fn what_several_operations_are_granted_to_is_united() {
+        let policy = Policy::parse(TEXT).unwrap();
+        let any = |operations: &[Operation]| {
+            policy.check_any(&who("alpha"), operations, &region("b"), None).unwrap()
+        };
+        for operations in [
+            [Operation::List, Operation::Push],
+            [Operation::Push, Operation::List],
+            [Operation::Pull, Operation::List],
+        ] {
+            let grant = any(&operations);
+            let covered = ["m-1", "shared-x", "other"].map(|id| grant.covers(&image(id)));
+            assert_eq!(covered, [true, true, false], "{operations:?}");
+        }
+        assert!(!any(&[Operation::Push, Operation::Pull]).covers(&image("shared-x")));
+        let none = policy.check_any(&who("alpha"), &[Operation::Pull], &region("b"), None);
+        assert!(none.unwrap_err().to_string().contains("pull as alpha"));
     }
 
     #[test]
