@@ -254,3 +254,86 @@ impl Pacer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use tokio::io::DuplexStream;
+
+    use super::*;
+    use crate::wire::frame::VERSION;
+    use crate::wire::message::Message;
+
+    /// A connection, what is at its other end, and the socket that it says is its own.
+    fn conn(room: usize) -> (Conn, DuplexStream) {
+        let (near, far) = tokio::io::duplex(room);
+        let (socket, _) = UnixStream::pair().unwrap();
+        (Conn::new(Box::new(near), Socket::of(&socket).unwrap(), Instant::now()), far)
+    }
+
+    fn call(len: usize) -> Packet {
+        Message::Call(vec![7; len].into()).packet(VERSION, 1)
+    }
+
+    /// Sends the first bytes of a frame that is long, and then so many each second.
+    async fn lasts(first: usize, each: usize) -> Option<Duration> {
+        let (mut conn, mut far) = conn(1 << 20);
+        let bytes = call(60 << 10).to_bytes().freeze();
+        far.write_all(&bytes[..first]).await.unwrap();
+        let start = Instant::now();
+        let trickle = async {
+            for piece in bytes[first..].chunks(each.max(1)) {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                if each > 0 {
+                    far.write_all(piece).await.unwrap();
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        let read = tokio::select! {
+            read = conn.reader.frame(Expect::agreed(VERSION, 64 << 10)) => read,
+            () = trickle => unreachable!("it never ends"),
+        };
+        match read {
+            Ok(_) => None,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+                Some(start.elapsed())
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_stops_or_trickles_within_a_frame_is_given_up() {
+        let (span, sec) = (MinRate::OVER, Duration::from_secs(1));
+        let stopped = lasts(40, 0).await.unwrap();
+        assert!(stopped >= span && stopped < span + sec, "{stopped:?}");
+        // Half a header is owed as much as a body.
+        let stopped = lasts(1, 0).await.unwrap();
+        assert!(stopped >= span && stopped < span + sec, "{stopped:?}");
+        let trickled = lasts(40, 100).await.unwrap();
+        assert!(trickled >= span && trickled < span + 2 * sec, "{trickled:?}");
+        let rate = usize::try_from(MinRate::BYTES_PER_SEC).unwrap();
+        assert_eq!(lasts(40, rate).await, None, "fast enough");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_at_all_owes_nothing() {
+        let (mut conn, _far) = conn(1 << 20);
+        let silent = conn.reader.frame(Expect::agreed(VERSION, 64 << 10));
+        let waited = tokio::time::timeout(MinRate::OVER * 10, silent).await;
+        assert!(waited.is_err(), "a session's own deadlines see to it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_take_what_is_written_is_given_up() {
+        let (mut conn, _far) = conn(1 << 10);
+        let start = Instant::now();
+        conn.writer.put(&call(60 << 10));
+        let error = conn.writer.flush().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(start.elapsed() >= MinRate::OVER, "{:?}", start.elapsed());
+        assert!(start.elapsed() < MinRate::OVER + Duration::from_secs(1));
+    }
+}
