@@ -2,16 +2,22 @@
 
 use std::sync::Arc;
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::to_u64;
-use crate::id::{ImageId, JobId, RegionName};
-use crate::peer::{Grant, Operation};
-use crate::region::peer::CHUNK_BYTES_MAX;
-use crate::region::peer::call::{About, Call, Owned, Told, page_of, recovered_len, staged_len};
-use crate::region::{Located, Region, StagedJob, Wish};
+use bytes::Bytes;
 
-use super::connection::Visitor;
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::{ByteRange, to_u64};
+use crate::id::{ImageId, JobId, RegionName};
+use crate::peer::{Grant, Lease, Operation};
+use crate::region::peer::CHUNK_BYTES_MAX;
+use crate::region::peer::call::{About, Call, Owned, Told};
+use crate::region::peer::page::{page_of, recovered_len, staged_len};
+use crate::region::{Located, Region, StagedJob, Wish};
+use crate::sync::time::{Duration, timeout};
+use crate::throttle::ThrottlePath;
+
 use super::holds::{Hold, fenced};
+use super::push::pass;
+use super::visitor::Visitor;
 
 /// Answers a call that does not stage.
 pub(super) async fn answer(visitor: &Visitor, call: Call) -> Result<Told> {
@@ -35,7 +41,9 @@ pub(super) async fn answer(visitor: &Visitor, call: Call) -> Result<Told> {
         Call::Wish(region, job, wish) => put_wish(visitor, &region, job, wish).await,
         Call::Recover { region, only, after } => recover(visitor, &region, only, after).await,
         Call::About(region, image) => about(visitor, &region, &image).await,
-        Call::Stage { .. } => Err(Error::new(ErrorKind::Invalid, "stage within a call")),
+        Call::Stage { .. } | Call::ReadBack(..) => {
+            Err(Error::new(ErrorKind::Invalid, "answer what the connection itself does"))
+        }
         Call::Wishes(owned) => {
             let hold = owner(visitor, &owned)?;
             let live = hold.live.read().await;
@@ -50,19 +58,6 @@ pub(super) async fn answer(visitor: &Visitor, call: Call) -> Result<Told> {
         }
         Call::Sync(owned) => keep(visitor, &owned, false).await,
         Call::Checkpoint(owned) => keep(visitor, &owned, true).await,
-        Call::ReadBack(owned, range) => {
-            let hold = owner(visitor, &owned)?;
-            let fits = range.len <= u64::from(CHUNK_BYTES_MAX)
-                && range.end() <= hold.spec.geometry.image_bytes();
-            if !fits {
-                return Err(Error::new(ErrorKind::Invalid, "read past the end of a stage"));
-            }
-            let live = hold.live.read().await;
-            let target = &live.as_ref().ok_or_else(fenced)?.target;
-            let bytes = target.read_back(range).await?;
-            debug_assert!(to_u64(bytes.len()) <= range.len, "read back more than was asked for");
-            Ok(Told::Bytes(bytes))
-        }
         Call::Finish(owned) => {
             let hold = owner(visitor, &owned)?;
             let live = hold.live.read().await;
@@ -84,34 +79,13 @@ pub(super) async fn answer(visitor: &Visitor, call: Call) -> Result<Told> {
 
 fn describe(visitor: &Visitor, region: &RegionName) -> Result<Told> {
     // Whoever may do anything there may know what can be done there.
-    let any = [
-        Operation::List,
-        Operation::Push,
-        Operation::Pull,
-        Operation::Cancel,
-        Operation::Remove,
-        Operation::Control,
-        Operation::Recover,
-    ];
-    let mut denied = None;
-    for operation in any {
-        match visitor.check(operation, region) {
-            Ok(_) => {
-                let region = visitor.house.region(region)?;
-                return Ok(Told::Capabilities(region.capabilities()));
-            }
-            Err(error) => denied = denied.or(Some(error)),
-        }
-    }
-    Err(denied.unwrap_or_else(|| Error::new(ErrorKind::Denied, "use a region")))
+    let _any: Grant = visitor.check_any(&Operation::ALL, region)?;
+    Ok(Told::Capabilities(visitor.house.region(region)?.capabilities()))
 }
 
 /// Whoever may push, cancel or control jobs may look for them, each within its own images.
 fn looks(visitor: &Visitor, region: &RegionName) -> Result<Grant> {
-    let may = |operation| visitor.check(operation, region);
-    may(Operation::List)
-        .or_else(|error| may(Operation::Push).map_err(|_| error))
-        .or_else(|error| may(Operation::Cancel).map_err(|_| error))
+    visitor.check_any(&[Operation::List, Operation::Push, Operation::Cancel], region)
 }
 
 async fn list(visitor: &Visitor, region: &RegionName, after: Option<&ImageId>) -> Result<Told> {
@@ -160,11 +134,10 @@ async fn recover(
     only: Option<JobId>,
     after: Option<JobId>,
 ) -> Result<Told> {
-    let may = |operation| visitor.check(operation, region);
     // Its own job anybody may settle who may push: a resume begins with it.
     let grant = match only {
-        Some(_) => may(Operation::Recover).or_else(|e| may(Operation::Push).map_err(|_| e))?,
-        None => may(Operation::Recover)?,
+        Some(_) => visitor.check_any(&[Operation::Recover, Operation::Push], region)?,
+        None => visitor.check(Operation::Recover, region)?,
     };
     visitor.house.holds.settle(region).await;
     let place = visitor.house.region(region)?;
@@ -174,7 +147,19 @@ async fn recover(
     {
         return Ok(Told::Recovered { settled: Vec::new(), more: false });
     }
-    let mut settled = place.recover(only).await?;
+    let mut settled = match only {
+        None if !grant.covers_all() => {
+            // What is not covered is not touched either.
+            let mut settled = Vec::new();
+            for staged in place.jobs().await? {
+                if grant.covers(&staged.spec.target.image) {
+                    settled.extend(place.recover(Some(staged.spec.job)).await?);
+                }
+            }
+            settled
+        }
+        only => place.recover(only).await?,
+    };
     settled.retain(|found| {
         let covered = found.spec.as_ref().is_none_or(|spec| grant.covers(&spec.target.image));
         covered && after.is_none_or(|after| found.job > after)
@@ -216,13 +201,44 @@ async fn keep(visitor: &Visitor, owned: &Owned, record: bool) -> Result<Told> {
     Ok(Told::Done)
 }
 
+/// Staged bytes from there on: as many as fit a piece, and the room they take until they are said.
+pub(super) async fn read_back(
+    visitor: &Visitor,
+    owned: &Owned,
+    range: ByteRange,
+) -> Result<(Bytes, Lease)> {
+    let hold = owner(visitor, owned)?;
+    let fits =
+        range.len <= u64::from(CHUNK_BYTES_MAX) && range.end() <= hold.spec.geometry.image_bytes();
+    if !fits {
+        return Err(Error::new(ErrorKind::Invalid, "read past the end of a stage"));
+    }
+    let len = range.len.min(visitor.seat.read_back_bytes_max());
+    let credits = visitor.seat.read_back();
+    let room = credits.take(u32::try_from(len).unwrap_or(u32::MAX));
+    let Ok(room) = timeout(READ_BACK_TIME, room).await else {
+        let what = "read a stage back: others of the same peer are read back before";
+        return Err(Error::new(ErrorKind::Busy, what).retryable(true));
+    };
+    let room = room?;
+    pass(&ThrottlePath::new([visitor.seat.throttle().clone()]), len).await;
+    let live = hold.live.read().await;
+    let target = &live.as_ref().ok_or_else(fenced)?.target;
+    let bytes = target.read_back(ByteRange::new(range.offset, len)).await?;
+    debug_assert!(to_u64(bytes.len()) <= len, "read back more than was asked for");
+    Ok((bytes, room))
+}
+
+/// How long one read-back waits for those before it.
+const READ_BACK_TIME: Duration = Duration::from_secs(60);
+
 async fn discard(visitor: &Visitor, owned: &Owned) -> Result<Told> {
     let hold = owner(visitor, owned)?;
     let live = hold.live.read().await;
     let live = live.as_ref().ok_or_else(fenced)?;
-    let outcome = live.target.discard().await?;
-    if let Some(push) = &live.push {
-        push.decide(outcome, true, true);
-    }
+    let outcome = match &live.push {
+        Some(push) => push.discard(true).await?,
+        None => live.target.discard().await?,
+    };
     Ok(Told::Outcome(outcome))
 }

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{ImageId, RegionName};
-use crate::peer::{Grant, Identity, Knock, Operation, Policy, Seat};
+use crate::peer::{Identity, Knock, Lease, Operation, Policy};
 use crate::pump::{Conn, Duplex, Pump, Side, Socket, greet, say};
 use crate::region::peer::CHUNK_BYTES_MAX;
 use crate::region::peer::call::{Call, Told};
@@ -16,40 +15,15 @@ use crate::wire::message::{Begin, Decision, Hello, Join, Name, Refusal, Session,
 use crate::wire::session::{Accepted, Bounds, Greeting, GreetingEvent, Opener, Receiver};
 
 use super::holds::{Hold, Instead, fenced};
-use super::push::{self, Push, stopping};
+use super::push::{self, Push};
+use super::visitor::{Visitor, lease};
 use super::{House, Incoming, Joinable, calls, pull};
 
 /// How long a peer has to hear why it is not let in.
 const PARTING_TIME: Duration = Duration::from_secs(1);
 
-/// A peer that was let in.
-pub(super) struct Visitor {
-    pub(super) house: Arc<House>,
-    policy: Arc<Policy>,
-    pub(super) identity: Identity,
-    pub(super) seat: Seat,
-    pub(super) socket: Socket,
-}
-
-impl Visitor {
-    /// To which images of the region it may do that.
-    pub(super) fn check(&self, operation: Operation, region: &RegionName) -> Result<Grant> {
-        self.policy.check(&self.identity, operation, region, None)
-    }
-
-    /// Whether it may do that to the image.
-    pub(super) fn may(
-        &self,
-        operation: Operation,
-        region: &RegionName,
-        image: &ImageId,
-    ) -> Result<()> {
-        self.policy.check(&self.identity, operation, region, Some(image)).map(drop)
-    }
-}
-
 /// Serves a connection that was accepted, to its end.
-pub(super) async fn run(house: Arc<House>, policy: Arc<Policy>, incoming: Incoming) {
+pub(super) async fn run(house: Arc<House>, policy: watch::Receiver<Policy>, incoming: Incoming) {
     // As many as there may be are open: hung up at once.
     let Ok(knock) = house.door.knock() else { return };
     let Ok((stream, socket, identity)) = shake_hands(&knock, incoming).await else { return };
@@ -58,16 +32,35 @@ pub(super) async fn run(house: Arc<House>, policy: Arc<Policy>, incoming: Incomi
     let (hello, pace) = (Hello::new(CHUNK_BYTES_MAX), house.options.pace);
     let now = Instant::now().into_std();
     let mut greeting = Greeting::listen(house.next_link(), hello, bounds, pace, now);
-    let seated = policy.ceilings(&identity).and_then(|ceilings| knock.admit(&identity, &ceilings));
+    let ceilings = policy.borrow().ceilings(&identity);
+    let seated = ceilings.and_then(|ceilings| knock.admit(&identity, &ceilings));
     let seat = match seated {
         Ok(seat) => seat,
         Err(error) => return part(&mut conn, &mut greeting, error).await,
     };
-    let visitor = Visitor { house, policy, identity, seat, socket };
-    let mut hold = None;
-    converse(&visitor, conn, greeting, &mut hold).await;
-    if let Some(hold) = hold {
+    let closing = house.closing.child_token();
+    let visitor = Visitor { house: house.clone(), policy, identity, seat, socket, closing };
+    let mut held = Held { house, hold: None };
+    tokio::select! {
+        () = converse(&visitor, conn, greeting, &mut held.hold) => {}
+        () = visitor.watch() => {}
+    }
+    if let Some(hold) = held.hold.take() {
         visitor.house.holds.release(&hold).await;
+    }
+}
+
+/// A stage that is let go also when its connection ends by a panic.
+struct Held {
+    house: Arc<House>,
+    hold: Option<Arc<Hold>>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let Some(hold) = self.hold.take() else { return };
+        let house = self.house.clone();
+        self.house.tasks.spawn(async move { house.holds.release(&hold).await });
     }
 }
 
@@ -109,10 +102,12 @@ async fn converse(visitor: &Visitor, conn: Conn, greeting: Greeting, hold: &mut 
     let (mut conn, mut greeting) = (conn, greeting);
     loop {
         let out = hold.as_ref().map(|hold| hold.fenced.clone()).unwrap_or_default();
+        // Of what is told, until it is said.
+        let mut room = None;
         let event = tokio::select! {
             biased;
-            () = visitor.house.closing.cancelled() => {
-                return part(&mut conn, &mut greeting, stopping()).await;
+            () = visitor.closing.cancelled() => {
+                return part(&mut conn, &mut greeting, visitor.parting()).await;
             }
             () = out.cancelled() => return part(&mut conn, &mut greeting, fenced()).await,
             event = greet(&mut conn, &mut greeting, Side::Listens) => event,
@@ -134,6 +129,13 @@ async fn converse(visitor: &Visitor, conn: Conn, greeting: Greeting, hold: &mut 
                             greeting.keep();
                         }
                         staged
+                    }
+                    Ok(Call::ReadBack(owned, range)) => {
+                        let back = calls::read_back(visitor, &owned, range).await;
+                        back.map(|(bytes, taken)| {
+                            room = Some(taken);
+                            Told::Bytes(bytes)
+                        })
                     }
                     Ok(call) => calls::answer(visitor, call).await,
                     Err(error) => Err(error),
@@ -159,9 +161,10 @@ async fn converse(visitor: &Visitor, conn: Conn, greeting: Greeting, hold: &mut 
             Ok(Reply::Told(told)) => greeting.tell(id, told.encode()),
             Err(error) => greeting.refuse(id, Refusal::new(&error)),
         };
-        if replied.is_err() {
+        if replied.is_err() || (room.is_some() && say(&mut conn, &mut greeting).await.is_err()) {
             return;
         }
+        drop(room);
     }
 }
 
@@ -270,13 +273,19 @@ async fn open(
 ) -> Option<(Conn, Greeting)> {
     let (mut conn, mut greeting) = (conn, greeting);
     let refused = match opener {
-        Opener::Begin(begin) => match prepare(visitor, &begin, hold).await {
-            Ok(prepared) => {
-                take_push(visitor, &mut conn, greeting, id, begin, prepared).await;
-                return None;
+        Opener::Begin(begin) => {
+            let prepared = match greeting.check(&begin) {
+                Ok(()) => prepare(visitor, &begin, hold).await,
+                Err(error) => Err(error),
+            };
+            match prepared {
+                Ok(prepared) => {
+                    take_push(visitor, &mut conn, greeting, id, begin, prepared).await;
+                    return None;
+                }
+                Err(error) => error,
             }
-            Err(error) => error,
-        },
+        }
         Opener::Fetch(fetch) => match pull::prepare(visitor, &fetch).await {
             Ok(prepared) => {
                 pull::run(visitor, &mut conn, greeting, id, fetch, prepared).await;
@@ -301,6 +310,7 @@ async fn open(
 /// What a push starts from.
 struct Prepared {
     hold: Arc<Hold>,
+    lease: Lease,
     accepted: Accepted,
 }
 
@@ -333,6 +343,13 @@ async fn prepare(
     if !held.spec.same_request(&begin.spec) || held.spec.job != begin.spec.job {
         return Err(Error::new(ErrorKind::Invalid, "begin another job than was staged"));
     }
+    // Of two that begin at once one is too late by now: the claim lets one after the other in.
+    if begin.epoch != house.epoch(&begin.spec.target.region, begin.spec.job).await? + 1 {
+        return Err(fenced());
+    }
+    // Order: room first, and without waiting for it, or the attempt before would be over while this
+    // one cannot go on; but after the claim, which makes that one give its own room back.
+    let lease = lease(visitor, begin.spec.geometry.chunk_size())?;
     let target = held.live.read().await.as_ref().map(|live| live.target.clone());
     // Order: the attempt is on record before the peer hears that it has begun.
     let restored = target.ok_or_else(fenced)?.begin().await?;
@@ -340,7 +357,7 @@ async fn prepare(
     *held.token() = token;
     let accepted =
         Accepted { held: restored.table, data_bytes: restored.data_bytes, base: None, token };
-    Ok(Prepared { hold: held, accepted })
+    Ok(Prepared { hold: held, lease, accepted })
 }
 
 async fn take_push(
@@ -351,13 +368,11 @@ async fn take_push(
     begin: Box<Begin>,
     prepared: Prepared,
 ) {
-    let Prepared { hold, accepted } = prepared;
-    let (session, geometry) = (begin.session(), begin.spec.geometry);
+    let Prepared { hold, lease, accepted } = prepared;
+    let session = begin.session();
     let Some(link) = greeting.into_link() else { return };
     let link_id = link.id();
     let Ok(mut receiver) = Receiver::answer(link, id, begin) else { return };
-    // As much room as this identity has left, and at least for one chunk.
-    let Ok(lease) = lease(visitor, geometry.chunk_size().bytes()).await else { return };
     receiver.narrow(lease.bytes());
     if receiver.accept(accepted).is_err() {
         return;
@@ -372,39 +387,33 @@ async fn take_push(
         push
     };
     let _listed = Listed::enter(visitor, session, Joinable::Push(pump));
-    push::run(visitor, &hold, push, events, conn, link_id).await;
+    push::run(visitor, &hold, push, lease, events, conn, link_id).await;
     conn.writer.end().await;
-}
-
-async fn lease(visitor: &Visitor, chunk_bytes: u64) -> Result<crate::peer::Lease> {
-    let credits = visitor.seat.credits();
-    let mut wanted = visitor.house.options.window_bytes.min(credits.all_bytes());
-    while wanted >= chunk_bytes {
-        if let Some(lease) = credits.try_take(u32::try_from(wanted).unwrap_or(u32::MAX)) {
-            return Ok(lease);
-        }
-        wanted /= 2;
-    }
-    credits.take(u32::try_from(chunk_bytes).unwrap_or(u32::MAX)).await
 }
 
 /// A session that can be joined, for as long as this lives.
 pub(super) struct Listed<'a> {
     visitor: &'a Visitor,
-    session: Session,
+    /// A peer chooses the numbers of what it fetches: one session never hides another's.
+    key: (Identity, Session),
+    joinable: Joinable,
 }
 
 impl<'a> Listed<'a> {
     pub(super) fn enter(visitor: &'a Visitor, session: Session, joinable: Joinable) -> Self {
-        let entry = (visitor.identity.clone(), joinable);
-        visitor.house.sessions().insert(session, entry);
-        Self { visitor, session }
+        let key = (visitor.identity.clone(), session);
+        visitor.house.sessions().insert(key.clone(), joinable.clone());
+        Self { visitor, key, joinable }
     }
 }
 
 impl Drop for Listed<'_> {
     fn drop(&mut self) {
-        self.visitor.house.sessions().remove(&self.session);
+        let mut sessions = self.visitor.house.sessions();
+        // A later one of the same number is not this one.
+        if sessions.get(&self.key).is_some_and(|listed| listed.is(&self.joinable)) {
+            sessions.remove(&self.key);
+        }
     }
 }
 
@@ -418,7 +427,7 @@ async fn lend(
     _join: &Join,
 ) {
     let Some(link) = greeting.into_link() else { return };
-    let (link_id, closing): (_, &CancellationToken) = (link.id(), &visitor.house.closing);
+    let (link_id, closing) = (link.id(), &visitor.closing);
     let served = async {
         match &session {
             Joinable::Push(pump) => {

@@ -13,7 +13,7 @@ use crate::job::JobSpec;
 use crate::peer::Identity;
 use crate::pump::Socket;
 use crate::region::{Region, Target};
-use crate::sync::time::timeout;
+use crate::sync::time::{Instant, timeout, timeout_at};
 use crate::sync::{Mutex, MutexGuard};
 use crate::wire::message::{Session, Token};
 
@@ -97,9 +97,11 @@ impl Holds {
     /// after that must not find them.
     pub(super) async fn settle(&self, region: &RegionName) {
         let all: Vec<_> = self.lock().values().cloned().collect();
+        // All of them have the same time, however many there are.
+        let end = Instant::now() + RELEASE_TIME;
         for hold in all.iter().filter(|hold| hold.key.0 == *region && hold.socket.is_hung_up()) {
             // One that takes longer still owns its stage.
-            timeout(RELEASE_TIME, hold.gone.cancelled()).await.ok();
+            timeout_at(end, hold.gone.cancelled()).await.ok();
         }
     }
 }

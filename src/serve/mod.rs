@@ -10,6 +10,7 @@ mod holds;
 mod keep;
 mod pull;
 mod push;
+mod visitor;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -20,6 +21,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -65,7 +67,7 @@ impl Default for ServerOptions {
 }
 
 impl ServerOptions {
-    /// With a window of that many bytes. One chunk always fits.
+    /// With a window of that many bytes. A chunk must fit.
     #[must_use]
     pub fn with_window_bytes(mut self, bytes: u64) -> Self {
         self.window_bytes = bytes;
@@ -189,7 +191,7 @@ struct House {
     secret: [u8; 32],
     door: Door,
     holds: Holds,
-    sessions: Mutex<HashMap<Session, (Identity, Joinable)>>,
+    sessions: Mutex<HashMap<(Identity, Session), Joinable>>,
     closing: CancellationToken,
     tasks: TaskTracker,
     last_link: AtomicU32,
@@ -200,6 +202,16 @@ struct House {
 enum Joinable {
     Push(Arc<Pump<Receiver>>),
     Pull(Arc<Pump<Sender>>),
+}
+
+impl Joinable {
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Push(one), Self::Push(other)) => Arc::ptr_eq(one, other),
+            (Self::Pull(one), Self::Pull(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
 }
 
 impl Server {
@@ -235,7 +247,17 @@ impl Server {
     /// # Cancel safety
     /// Safe: nobody else is let in, and those who are inside stay.
     pub async fn serve(&self, listener: Listener, policy: Policy) {
-        let policy = Arc::new(policy);
+        let (_keep, policy) = watch::channel(policy);
+        self.serve_by(listener, policy).await;
+    }
+
+    /// As [`Server::serve`], by a policy that may change meanwhile. Each request is held against
+    /// what it is then. A peer that it no longer names is told so and hung up on; what it pushed is
+    /// put on record, and its stages are let go.
+    ///
+    /// # Cancel safety
+    /// As [`Server::serve`].
+    pub async fn serve_by(&self, listener: Listener, policy: watch::Receiver<Policy>) {
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -283,18 +305,18 @@ impl House {
         Token::derive(&self.secret, identity.as_str(), session)
     }
 
-    fn sessions(&self) -> MutexGuard<'_, HashMap<Session, (Identity, Joinable)>> {
+    fn sessions(&self) -> MutexGuard<'_, HashMap<(Identity, Session), Joinable>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The session that a join belongs to: its token, and who it is, must fit.
     fn find_session(&self, identity: &Identity, join: &Join) -> Option<Joinable> {
         let sessions = self.sessions();
-        let (of, session) = sessions.get(&join.session)?;
+        let session = sessions.get(&(identity.clone(), join.session))?;
         let admits = match session {
             Joinable::Push(pump) => pump.look(|receiver| receiver.admits(join)),
             Joinable::Pull(pump) => pump.look(|sender| sender.admits(join)),
         };
-        (of == identity && admits == Some(true)).then(|| session.clone())
+        (admits == Some(true)).then(|| session.clone())
     }
 }

@@ -6,9 +6,9 @@ use std::sync::{Arc, PoisonError};
 use tokio::task::JoinSet;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::{ChunkIndex, ChunkRun, ChunkSize, Geometry, to_u64};
+use crate::geometry::{ChunkIndex, ChunkRun, ChunkSize, Geometry, to_u64, to_usize};
 use crate::manifest::Manifest;
-use crate::peer::Operation;
+use crate::peer::{Lease, Operation};
 use crate::pump::{Conn, Events, Packing, Pump};
 use crate::region::{Source, blocking};
 use crate::seal::{Seal, seal};
@@ -19,8 +19,9 @@ use crate::wire::message::{FEATURE_ZSTD, Fetch, Offer, Refusal};
 use crate::wire::session::{Greeting, Item, Sender, SenderEvent, SenderState};
 
 use super::Joinable;
-use super::connection::{Listed, Visitor};
-use super::push::{pass, stopping};
+use super::connection::Listed;
+use super::push::pass;
+use super::visitor::{Visitor, lease};
 
 /// Chunks of one session that are being read or hashed at a time.
 const READ_COUNT_MAX: usize = 8;
@@ -30,6 +31,7 @@ const LAST_WORDS_TIME: Duration = Duration::from_secs(1);
 
 /// What a pull starts from.
 pub(super) struct Prepared {
+    lease: Lease,
     source: Arc<dyn Source>,
     offer: Offer,
     manifest: Option<Arc<Manifest>>,
@@ -44,10 +46,11 @@ pub(super) async fn prepare(visitor: &Visitor, fetch: &Fetch) -> Result<Prepared
         Some(manifest) => manifest.geometry(),
         None => Geometry::grown(source.size_bytes(), ChunkSize::DEFAULT)?,
     };
+    let lease = lease(visitor, geometry.chunk_size())?;
     let root = manifest.as_ref().filter(|_| fetch.table).map(|manifest| manifest.root());
     let token = visitor.house.token(&visitor.identity, fetch.session);
     let facts = source.fingerprint().await?;
-    Ok(Prepared { source, offer: Offer { token, geometry, root, facts }, manifest })
+    Ok(Prepared { lease, source, offer: Offer { token, geometry, root, facts }, manifest })
 }
 
 /// What the tasks of a pull share.
@@ -55,6 +58,8 @@ struct Pull {
     pump: Arc<Pump<Sender>>,
     source: Arc<dyn Source>,
     geometry: Geometry,
+    /// How many may be read, or on their way, at a time: those its lease has room for.
+    chunks_max: usize,
     manifest: Option<Arc<Manifest>>,
     rate: ThrottlePath,
     packing: Arc<Packing>,
@@ -73,7 +78,7 @@ pub(super) async fn run(
     fetch: Fetch,
     prepared: Prepared,
 ) {
-    let Prepared { source, offer, manifest } = prepared;
+    let Prepared { lease, source, offer, manifest } = prepared;
     let Some(link) = greeting.into_link() else { return };
     let (link_id, geometry) = (link.id(), offer.geometry);
     let packing = Arc::new(Packing::new());
@@ -87,6 +92,7 @@ pub(super) async fn run(
         pump: pump.clone(),
         source,
         geometry,
+        chunks_max: to_usize(lease.bytes() / geometry.chunk_size().bytes()),
         manifest,
         rate,
         packing,
@@ -102,13 +108,16 @@ pub(super) async fn run(
         tokio::select! {
             () = attend(&pull, &mut events) => None,
             () = served => None,
-            () = visitor.house.closing.cancelled() => Some(stopping()),
+            () = visitor.closing.cancelled() => Some(visitor.parting()),
         }
     };
     if let Some(error) = closed {
         pump.act(|sender, _| sender.close(error));
     }
     timeout(LAST_WORDS_TIME, pump.serve(link_id, conn)).await.ok();
+    // Order: the chunks on their way go before the room that they had.
+    pump.take();
+    drop(lease);
     conn.writer.end().await;
 }
 
@@ -119,8 +128,10 @@ async fn attend(pull: &Arc<Pull>, events: &mut Events<SenderEvent>) {
     let mut wanted: VecDeque<Wanted> = VecDeque::new();
     let mut reads: JoinSet<()> = JoinSet::new();
     loop {
-        // No more is read than there is credit to send it: that is what bounds the memory.
+        // No more is read than there is credit to send it, and than there is room for here: a peer
+        // that grants much and acknowledges nothing has no more than its lease.
         let room = pull.pump.look(Sender::room).unwrap_or(0).min(READ_COUNT_MAX);
+        let room = room.min(pull.chunks_max.saturating_sub(pull.lens().len()));
         while reads.len() < room
             && let Some((id, index)) = wanted.pop_front()
         {

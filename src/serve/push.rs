@@ -12,6 +12,7 @@ use crate::chunk::{Durable, Written};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::to_u64;
 use crate::manifest::Manifest;
+use crate::peer::Lease;
 use crate::pump::{Conn, Events, Pump};
 use crate::region::{Outcome, Target, blocking};
 use crate::sync::time::{Instant, sleep, sleep_until, timeout};
@@ -19,9 +20,9 @@ use crate::throttle::{Take, ThrottlePath};
 use crate::wire::message::Decision;
 use crate::wire::session::{Arrived, LinkId, Receiver, ReceiverEvent, ReceiverState, Ticket};
 
-use super::connection::Visitor;
 use super::holds::{Hold, fenced};
 use super::keep::{Book, bytes_of};
+use super::visitor::Visitor;
 
 /// Chunks of one session that are being hashed or written at a time.
 const WORK_COUNT_MAX: usize = 8;
@@ -44,6 +45,8 @@ pub(super) struct Push {
     checkpoint_bytes: u64,
     work: Semaphore,
     rate: ThrottlePath,
+    /// A commit and a cancel may be asked for at once: one after the other.
+    deciding: tokio::sync::Mutex<()>,
     /// It is decided, or cannot be: the stage stays with its owner, and nothing is written.
     over: CancellationToken,
     /// The driver ends: background work does, too.
@@ -76,6 +79,7 @@ impl Push {
             checkpoint_bytes: visitor.house.options.checkpoint_bytes,
             work: Semaphore::new(WORK_COUNT_MAX),
             rate: ThrottlePath::new([visitor.seat.throttle().clone()]),
+            deciding: tokio::sync::Mutex::default(),
             over: CancellationToken::new(),
             stopping: CancellationToken::new(),
             failed: AtomicBool::new(false),
@@ -189,6 +193,7 @@ impl Push {
     async fn commit(self: Arc<Self>, manifest: Box<Manifest>) {
         let committed = async {
             self.keep().await?;
+            let _turn = self.deciding.lock().await;
             self.target.commit(&manifest).await
         };
         match committed.await {
@@ -201,17 +206,23 @@ impl Push {
     }
 
     async fn cancel(self: Arc<Self>) {
-        match self.target.discard().await {
-            Ok(outcome) => self.decide(outcome, true, true),
-            Err(error) => {
-                self.over.cancel();
-                self.pump.act(|receiver, _| receiver.not_decided(error));
-            }
+        if let Err(error) = self.discard(true).await {
+            self.over.cancel();
+            self.pump.act(|receiver, _| receiver.not_decided(error));
         }
     }
 
+    /// Cancels, unless it has committed, and removes everything; the sender is told. `first`: it is
+    /// this that decides.
+    pub(super) async fn discard(&self, first: bool) -> Result<Outcome> {
+        let _turn = self.deciding.lock().await;
+        let outcome = self.target.discard().await?;
+        self.decide(outcome, first, true);
+        Ok(outcome)
+    }
+
     /// Tells the sender how it was decided. `first`: by this very cancel. `clean`: nothing is left.
-    pub(super) fn decide(&self, outcome: Outcome, first: bool, clean: bool) {
+    fn decide(&self, outcome: Outcome, first: bool, clean: bool) {
         let decision = match outcome {
             Outcome::Committed => Decision::Committed { root: None },
             Outcome::Cancelled => Decision::Cancelled { first, clean },
@@ -279,6 +290,7 @@ pub(super) async fn run(
     visitor: &Visitor,
     hold: &Arc<Hold>,
     push: Arc<Push>,
+    lease: Lease,
     mut events: Events<ReceiverEvent>,
     conn: &mut Conn,
     link: LinkId,
@@ -297,7 +309,7 @@ pub(super) async fn run(
             biased;
             () = push.over.cancelled() => End::Over,
             () = hold.fenced.cancelled() => End::Fenced,
-            () = visitor.house.closing.cancelled() => End::Closing,
+            () = visitor.closing.cancelled() => End::Closing,
             () = cancelled.cancelled() => End::Cancelled,
             end = attend(&push, &mut events, &mut tasks) => end,
             () = served => End::Closed,
@@ -305,7 +317,7 @@ pub(super) async fn run(
     };
     let why = match end {
         End::Fenced => Some(fenced()),
-        End::Closing => Some(stopping()),
+        End::Closing => Some(visitor.parting()),
         End::Closed | End::Over | End::Cancelled => None,
     };
     if let Some(why) = why {
@@ -315,13 +327,21 @@ pub(super) async fn run(
     // go: nothing is written after.
     push.stopping.cancel();
     while tasks.join_next().await.is_some() {}
+    // Order: what arrived and was not taken goes before the room that it had. Whatever stays of
+    // this connection needs none.
+    drop(events);
+    drop(lease);
     let lingers = match end {
         End::Cancelled => {
             // Nobody may be left to clean up but us.
-            if let Ok(outcome) = push.target.discard().await {
-                push.decide(outcome, false, true);
+            let cleaned = push.discard(false).await;
+            let is_clean = cleaned.is_ok();
+            if let Err(error) = cleaned {
+                // It is cancelled all the same: whoever recovers the stage cleans up, once this
+                // side has let it go.
+                push.pump.act(|receiver, _| receiver.close(error));
             }
-            true
+            is_clean
         }
         _ if push.over.is_cancelled() => true,
         _ => {
@@ -337,7 +357,7 @@ pub(super) async fn run(
         // The connection stands for the stage until the peer hangs up.
         tokio::select! {
             () = hold.fenced.cancelled() => {}
-            () = visitor.house.closing.cancelled() => {}
+            () = visitor.closing.cancelled() => {}
             ended = timeout(LINGER_TIME, conn.reader.ended()) => drop(ended),
         }
     }

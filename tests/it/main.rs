@@ -6,6 +6,8 @@
     reason = "a test says what it expects by failing where it is not so"
 )]
 
+#[cfg(feature = "peer")]
+mod bounds;
 mod cancel;
 mod cli;
 #[cfg(feature = "clouds")]

@@ -156,7 +156,7 @@ pub(crate) fn name(text: &str) -> RegionName {
     text.parse().unwrap()
 }
 
-fn id(text: &str) -> ImageId {
+pub(crate) fn id(text: &str) -> ImageId {
     text.parse().unwrap()
 }
 
@@ -222,7 +222,7 @@ impl World {
     }
 }
 
-fn small() -> CopyOptions {
+pub(crate) fn small() -> CopyOptions {
     CopyOptions::new().with_chunk_size(ChunkSize::MIN)
 }
 
@@ -368,8 +368,10 @@ async fn connections_that_are_cut_cost_only_time() {
         for step in 1..6_u64 {
             // Cut where it happens to be.
             while progress.borrow_and_update().read_bytes < step * (2 << 20) - step * 1000 {
-                if progress.changed().await.is_err() {
-                    break;
+                // One that has ended goes nowhere any more.
+                tokio::select! {
+                    changed = progress.changed() => if changed.is_err() { break },
+                    _ = job.wait() => break,
                 }
             }
             cutter.send_modify(|count| *count += 1);
@@ -392,7 +394,7 @@ fn spec(image: &str) -> JobSpec {
     )
 }
 
-fn kind<T>(result: Result<T>) -> Option<ErrorKind> {
+pub(crate) fn kind<T>(result: Result<T>) -> Option<ErrorKind> {
     result.err().map(|error| error.kind())
 }
 
@@ -403,7 +405,7 @@ async fn what_the_policy_does_not_grant_is_denied() {
     let region = MemoryRegion::new("there");
     region.insert(&id("m-1"), vec![7; 100]);
     region.insert(&id("x-1"), vec![7; 100]);
-    let user = rustix_uid(dir.path());
+    let user = user_of(dir.path());
     let policy = format!(
         "[[peer]]\nidentity = \"uid:{user}\"\n[[peer.grant]]\noperations = [\"pull\", \"list\"]\n\
          regions = [\"b\"]\nimage_prefix = \"m-\"\n"
@@ -438,7 +440,7 @@ async fn a_job_is_cancelled_only_by_the_name_of_its_own_image() {
     let policy = format!(
         "[[peer]]\nidentity = \"uid:{}\"\n[[peer.grant]]\noperations = [\"cancel\", \"list\"]\n\
          regions = [\"b\"]\nimage_prefix = \"m-\"\n",
-        rustix_uid(dir.path())
+        user_of(dir.path())
     );
     let house = House::open(&socket, region.clone(), Policy::parse(&policy).unwrap());
     let there = house.region().await;
@@ -464,7 +466,7 @@ async fn a_stage_that_has_not_committed_cannot_be_finished() {
 }
 
 /// The user who makes files here.
-fn rustix_uid(dir: &Path) -> u32 {
+pub(crate) fn user_of(dir: &Path) -> u32 {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(dir).unwrap().uid()
 }
@@ -486,14 +488,14 @@ async fn a_thousand_idle_sockets_hold_no_copy_up() {
 }
 
 /// A peer that says whatever the test wants.
-struct Raw {
-    stream: UnixStream,
-    buffer: BytesMut,
-    expect: Expect,
+pub(crate) struct Raw {
+    pub(crate) stream: UnixStream,
+    pub(crate) buffer: BytesMut,
+    pub(crate) expect: Expect,
 }
 
 impl Raw {
-    async fn dial(socket: &Path) -> Self {
+    pub(crate) async fn dial(socket: &Path) -> Self {
         let stream = UnixStream::connect(socket).await.unwrap();
         let mut raw = Self { stream, buffer: BytesMut::new(), expect: Expect::hello() };
         raw.say(&Message::Hello(Hello::new(64 << 20)), 0).await;
@@ -502,14 +504,14 @@ impl Raw {
         raw
     }
 
-    async fn say(&mut self, message: &Message, id: u64) {
+    pub(crate) async fn say(&mut self, message: &Message, id: u64) {
         let version = if self.expect == Expect::hello() { 0 } else { VERSION };
         let bytes = message.packet(version, id).to_bytes();
         self.stream.write_all(&bytes).await.unwrap();
     }
 
     /// The next message; `None` when the server hangs up.
-    async fn hear(&mut self) -> Option<Message> {
+    pub(crate) async fn hear(&mut self) -> Option<Message> {
         loop {
             if let Some(frame) = Frame::decode(&mut self.buffer, self.expect).unwrap() {
                 return Some(Message::decode(&frame).unwrap());
@@ -521,7 +523,7 @@ impl Raw {
     }
 
     /// Hears until the server says something of that kind.
-    async fn hear_of(&mut self, kind: Kind) -> Message {
+    pub(crate) async fn hear_of(&mut self, kind: Kind) -> Message {
         loop {
             let message = self.hear().await;
             match message {

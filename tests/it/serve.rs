@@ -9,7 +9,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -35,12 +35,15 @@ regions = ["b"]
 struct World {
     temp: TempDir,
     server: Option<Child>,
+    /// What the server says.
+    said: Option<BufReader<ChildStdout>>,
     port: u16,
 }
 
 impl World {
     fn new() -> Self {
-        let mut world = Self { temp: tempfile::tempdir().unwrap(), server: None, port: 0 };
+        let temp = tempfile::tempdir().unwrap();
+        let mut world = Self { temp, server: None, said: None, port: 0 };
         fs::create_dir(world.path("b")).unwrap();
         fs::write(world.path("policy.toml"), POLICY).unwrap();
         for args in [
@@ -52,6 +55,7 @@ impl World {
             let status = world.command("cert").args(args).stdout(Stdio::null()).status().unwrap();
             assert!(status.success(), "cert {args:?}");
         }
+        crate::tls::revoke(&world.path("ca"), &[]);
         world.serve();
         world
     }
@@ -81,14 +85,34 @@ impl World {
         let mut command = self.command("serve");
         command.args(["--listen", &format!("127.0.0.1:{}", self.port), "--root", "b=b", "--json"]);
         command.args(["--cert", "ca/beta.pem", "--key", "ca/beta.key", "--client-ca", "ca/ca.pem"]);
-        command.args(["--policy", "policy.toml"]).stdout(Stdio::piped());
+        command.args(["--policy", "policy.toml", "--crl", "ca/ca.crl"]).stdout(Stdio::piped());
         let mut server = command.spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let told: Value = serde_json::from_str(&line).unwrap();
-        let address = told["listening"][0].as_str().unwrap_or_else(|| panic!("{line}"));
-        self.port = address.rsplit_once(':').unwrap().1.parse().unwrap();
+        self.said = server.stdout.take().map(BufReader::new);
         self.server = Some(server);
+        let told = self.told();
+        let address = told["listening"][0].as_str().unwrap_or_else(|| panic!("{told}"));
+        self.port = address.rsplit_once(':').unwrap().1.parse().unwrap();
+    }
+
+    /// The next line of the server.
+    fn told(&mut self) -> Value {
+        let mut line = String::new();
+        self.said.as_mut().unwrap().read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line:?}"))
+    }
+
+    /// Has the server read its files again.
+    fn hang_up(&mut self) -> Value {
+        let process = self.server.as_ref().unwrap().id().to_string();
+        let status = Command::new("kill").args(["-HUP", &process]).status().unwrap();
+        assert!(status.success());
+        self.told()
+    }
+
+    /// Puts a file in place whole.
+    fn put(&self, name: &str, text: &str) {
+        fs::write(self.path("half"), text).unwrap();
+        fs::rename(self.path("half"), self.path(name)).unwrap();
     }
 
     fn kill_server(&mut self) {
@@ -185,6 +209,41 @@ fn who_is_not_let_in_is_told_so() {
         let kind = &json["error"]["kind"];
         assert_eq!((code, kind), (Some(1), &Value::from("denied")), "{name}: {json}");
     }
+}
+
+#[test]
+fn what_says_who_is_let_in_is_read_again() {
+    let mut world = World::new();
+    world.image("disk.raw", MIB);
+    let push = |world: &World, name: &str, image: &str| {
+        let (code, json) = ran(world.peer("copy", name).args(["disk.raw", &world.url(image)]));
+        (code, json["error"]["kind"].as_str().map(str::to_owned))
+    };
+    let denied = (Some(1), Some("denied".to_owned()));
+    assert_eq!(push(&world, "gamma", "m-1"), denied, "it may only pull");
+    // Without a word, by the change alone.
+    let swapped = POLICY.replace("alpha", "delta").replace("gamma", "alpha");
+    world.put("policy.toml", &swapped.replace("delta", "gamma"));
+    let told = world.told();
+    assert_eq!((&told["reloaded"], &told["error"]), (&Value::Bool(true), &Value::Null), "{told}");
+    assert_eq!(push(&world, "gamma", "m-1"), (Some(0), None));
+    assert_eq!(push(&world, "alpha", "m-2"), denied);
+    // What is wrong changes nothing.
+    world.put("policy.toml", "[[peer]]\n");
+    let told = loop {
+        let told = world.hang_up();
+        if told["reloaded"] == false {
+            break told;
+        }
+    };
+    assert_eq!(told["error"]["kind"], "invalid", "{told}");
+    assert_eq!(push(&world, "gamma", "m-3"), (Some(0), None));
+    world.put("policy.toml", &swapped.replace("delta", "gamma"));
+    crate::tls::revoke(&world.path("ca"), &["gamma"]);
+    while world.hang_up()["reloaded"] == false {}
+    assert_eq!(push(&world, "gamma", "m-4"), denied, "its certificate is revoked");
+    let pulled = ran(world.peer("copy", "alpha").args([&world.url("m-1"), "back.raw"]));
+    assert_eq!(pulled.0, Some(0), "{}", pulled.1);
 }
 
 #[test]

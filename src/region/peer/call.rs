@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::chunk::Digest;
-use crate::codec::{Decoder, Encoder, cut};
+use crate::codec::{Decoder, Encoder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, IMAGE_BYTES_MAX};
 use crate::id::{ImageId, JobId, RegionName};
@@ -16,16 +16,18 @@ use crate::job::{
     JobSpec, Progress, decode_attributes, decode_limits, encode_attributes, encode_limits,
 };
 use crate::region::{
-    Capabilities, ImageInfo, Located, Outcome, Recovered, Settled, StagedJob, Wish, Wishes,
+    Capabilities, ImageInfo, Located, Outcome, Recovered, StagedJob, Wish, Wishes,
 };
-use crate::wire::message::{
-    Refusal, Token, decode_digest, decode_flag, decode_image, decode_region, encode_digest,
+use crate::wire::message::{Token, decode_flag, decode_image, decode_region};
+
+use super::page::{
+    put_info, put_located, put_page, put_recovered, put_staged, take_info, take_located, take_page,
+    take_recovered, take_staged,
 };
 
-/// The most entries of a page.
-pub(crate) const PAGE_COUNT_MAX: usize = 256;
-/// A page that is so long takes no further entry.
-const PAGE_BYTES: usize = 32 << 10;
+/// The longest answer that is not bytes of an image: a page, with an entry that began before its
+/// end, which the specification of a job bounds.
+const TOLD_LEN_MAX: usize = 128 << 10;
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -292,10 +294,32 @@ impl Told {
         if body.first() == Some(&TOLD_BYTES) {
             return Ok(Self::Bytes(body.slice(1..)));
         }
+        if body.len() > TOLD_LEN_MAX {
+            let what = format!("take an answer to a call: it has {} bytes", body.len());
+            return Err(Error::new(ErrorKind::Corrupt, what));
+        }
         let mut from = Decoder::new(body, "answer");
         let told = Self::decode_fields(&mut from)?;
         from.finish()?;
         Ok(told)
+    }
+
+    /// What it is, in few words.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Done => "that it is done",
+            Self::Capabilities(_) => "capabilities",
+            Self::Images { .. } => "a list of images",
+            Self::Located(_) => "what is under an id",
+            Self::Jobs { .. } => "a list of jobs",
+            Self::Wished(_) => "whether a wish was put",
+            Self::Recovered { .. } => "what was settled",
+            Self::About(_) => "what a manifest says",
+            Self::Staged { .. } => "a stage",
+            Self::Wishes(_) => "wishes",
+            Self::Bytes(_) => "bytes",
+            Self::Outcome(_) => "an outcome",
+        }
     }
 
     fn decode_fields(from: &mut Decoder<'_>) -> Result<Self> {
@@ -344,57 +368,11 @@ impl Told {
     }
 }
 
-/// The first entries of a list that fit a page, and whether there are more. The list ascends.
-pub(crate) fn page_of<T>(
-    all: impl Iterator<Item = T>,
-    len: impl Fn(&T) -> usize,
-) -> (Vec<T>, bool) {
-    let (mut page, mut bytes) = (Vec::new(), 0);
-    let mut all = all.peekable();
-    while page.len() < PAGE_COUNT_MAX && bytes < PAGE_BYTES {
-        let Some(entry) = all.next() else { break };
-        bytes += len(&entry);
-        page.push(entry);
-    }
-    (page, all.peek().is_some())
-}
-
-/// How long an entry is on its way.
-pub(crate) fn staged_len(job: &StagedJob) -> usize {
-    let mut out = Encoder::new();
-    put_staged(&mut out, job);
-    out.finish().len()
-}
-
-/// How long an entry is on its way.
-pub(crate) fn recovered_len(settled: &Recovered) -> usize {
-    let mut out = Encoder::new();
-    put_recovered(&mut out, settled);
-    out.finish().len()
-}
-
-fn put_page<T>(out: &mut Encoder, page: &[T], more: bool, put: impl Fn(&mut Encoder, &T)) {
-    debug_assert!(page.len() <= PAGE_COUNT_MAX, "{} entries in a page", page.len());
-    out.u8(u8::from(more)).u16(u16::try_from(page.len()).unwrap_or(u16::MAX));
-    page.iter().for_each(|entry| put(out, entry));
-}
-
-fn take_page<T>(
-    from: &mut Decoder<'_>,
-    take: impl Fn(&mut Decoder<'_>) -> Result<T>,
-) -> Result<(Vec<T>, bool)> {
-    let (more, count) = (decode_flag(from)?, usize::from(from.u16()?));
-    if count > PAGE_COUNT_MAX || (more && count == 0) {
-        return Err(from.corrupt("a page is too long, or empty and not the last"));
-    }
-    Ok(((0..count).map(|_| take(from)).collect::<Result<_>>()?, more))
-}
-
-fn put_region(out: &mut Encoder, region: &RegionName) {
+pub(super) fn put_region(out: &mut Encoder, region: &RegionName) {
     out.block(region.as_str().as_bytes());
 }
 
-fn put_image(out: &mut Encoder, image: &ImageId) {
+pub(super) fn put_image(out: &mut Encoder, image: &ImageId) {
     out.block(image.as_str().as_bytes());
 }
 
@@ -403,11 +381,11 @@ fn put_place(out: &mut Encoder, region: &RegionName, image: &ImageId) {
     put_image(out, image);
 }
 
-fn put_job(out: &mut Encoder, job: JobId) {
+pub(super) fn put_job(out: &mut Encoder, job: JobId) {
     out.raw(job.as_bytes());
 }
 
-fn take_job(from: &mut Decoder<'_>) -> Result<JobId> {
+pub(super) fn take_job(from: &mut Decoder<'_>) -> Result<JobId> {
     from.array().map(JobId::from_bytes)
 }
 
@@ -419,83 +397,9 @@ fn take_range(from: &mut Decoder<'_>) -> Result<ByteRange> {
     }
 }
 
-fn put_info(out: &mut Encoder, info: &ImageInfo) {
-    put_image(out, &info.image);
-    encode_digest(info.root, out.u64(info.image_bytes));
-    out.option(info.job, put_job);
-}
-
-fn take_info(from: &mut Decoder<'_>) -> Result<ImageInfo> {
-    let mut info = ImageInfo::new(decode_image(from)?, from.u64()?);
-    info.root = decode_digest(from)?;
-    info.job = from.option(take_job)?;
-    Ok(info)
-}
-
-fn put_located(out: &mut Encoder, located: Located) {
-    match located {
-        Located::Absent => drop(out.u8(0)),
-        Located::Staged(job) => put_job(out.u8(1), job),
-        Located::Committed(job) => drop(out.u8(2).option(job, put_job)),
-    }
-}
-
-fn take_located(from: &mut Decoder<'_>) -> Result<Located> {
-    match from.u8()? {
-        0 => Ok(Located::Absent),
-        1 => take_job(from).map(Located::Staged),
-        2 => from.option(take_job).map(Located::Committed),
-        _ => Err(from.corrupt("it is located nowhere")),
-    }
-}
-
-fn put_staged(out: &mut Encoder, job: &StagedJob) {
-    job.spec.encode(out);
-    out.u32(job.epoch).u8(u8::from(job.owned)).u8(u8::from(job.cancelled));
-    encode_limits(job.limits, out);
-    out.option(job.progress.as_ref(), |out, progress| progress.encode(out));
-}
-
-fn take_staged(from: &mut Decoder<'_>) -> Result<StagedJob> {
-    let mut job = StagedJob::new(JobSpec::decode(from)?);
-    job.epoch = from.u32()?;
-    (job.owned, job.cancelled) = (decode_flag(from)?, decode_flag(from)?);
-    job.limits = decode_limits(from)?;
-    job.progress = from.option(Progress::decode)?;
-    Ok(job)
-}
-
-fn put_recovered(out: &mut Encoder, recovered: &Recovered) {
-    put_job(out, recovered.job);
-    out.option(recovered.spec.as_ref(), |out, spec| spec.encode(out));
-    match &recovered.settled {
-        Settled::Running => drop(out.u8(0)),
-        Settled::Committed => drop(out.u8(1)),
-        Settled::RolledBack => drop(out.u8(2)),
-        Settled::Forgotten => drop(out.u8(3)),
-        Settled::Kept => drop(out.u8(4)),
-        Settled::Failed(error) => Refusal::new(error).encode(out.u8(5)),
-    }
-}
-
-fn take_recovered(from: &mut Decoder<'_>) -> Result<Recovered> {
-    let (job, spec) = (take_job(from)?, from.option(JobSpec::decode)?);
-    let settled = match from.u8()? {
-        0 => Settled::Running,
-        1 => Settled::Committed,
-        2 => Settled::RolledBack,
-        3 => Settled::Forgotten,
-        4 => Settled::Kept,
-        5 => Settled::Failed(Refusal::decode(from)?.into_error()),
-        _ => return Err(from.corrupt("it was settled in no known way")),
-    };
-    Ok(Recovered::new(job, spec, settled))
-}
-
 /// An answer to another question.
 pub(crate) fn astray(told: &Told) -> Error {
-    let action = format!("take the answer to a call: it is {told:?}");
-    Error::new(ErrorKind::Invalid, cut(&action, 200).to_owned())
+    Error::new(ErrorKind::Invalid, format!("take the answer to a call: it is {}", told.name()))
 }
 
 #[cfg(test)]
@@ -505,6 +409,7 @@ mod tests {
     use super::*;
     use crate::job::{JobState, sample_spec};
     use crate::options::Limits;
+    use crate::region::Settled;
 
     fn hex(bytes: &[u8]) -> String {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -576,6 +481,124 @@ mod tests {
         assert_eq!(drawn, golden, "these bytes are out in the world:\n{}", drawn.join("\n"));
     }
 
+    /// Written anew from the manual's tables, and from nothing of the code above but the values.
+    struct Drawn(Vec<u8>);
+
+    impl Drawn {
+        fn of(parts: &[&[u8]]) -> Vec<u8> {
+            parts.concat()
+        }
+
+        fn block(text: &str) -> Vec<u8> {
+            let len = u32::try_from(text.len()).unwrap();
+            [&len.to_le_bytes()[..], text.as_bytes()].concat()
+        }
+
+        /// A specification as `manual::formats` draws it.
+        fn spec() -> Vec<u8> {
+            let spec = sample_spec();
+            let mut out = Self(Vec::new());
+            out.raw(spec.job.as_bytes()).end(&spec.source).end(&spec.target);
+            out.raw(&spec.geometry.image_bytes().to_le_bytes());
+            out.raw(&[u8::try_from(spec.geometry.chunk_size().bytes().ilog2()).unwrap()]);
+            let facts: Vec<_> = spec.fingerprint.facts().collect();
+            out.raw(&u16::try_from(facts.len()).unwrap().to_le_bytes());
+            for (name, value) in facts {
+                out.raw(&Self::block(name)).raw(&Self::block(value));
+            }
+            out.0
+        }
+
+        fn raw(&mut self, bytes: &[u8]) -> &mut Self {
+            self.0.extend_from_slice(bytes);
+            self
+        }
+
+        fn end(&mut self, end: &crate::job::Endpoint) -> &mut Self {
+            self.raw(&Self::block(end.region.as_str())).raw(&Self::block(end.image.as_str()))
+        }
+    }
+
+    #[test]
+    fn a_second_encoder_draws_the_same_bytes() {
+        let (b, m) = (Drawn::block("b"), Drawn::block("m-1"));
+        let (b, m): (&[u8], &[u8]) = (&b, &m);
+        let (job, token): (&[u8], &[u8]) = (&[7; 16], &[9; 32]);
+        let owned = |code: u8| Drawn::of(&[&[code], b, job, token]);
+        let (none, some): (&[u8], &[u8]) = (&[0], &[1]);
+        let calls_drawn: Vec<Option<Vec<u8>>> = vec![
+            Some(Drawn::of(&[&[1], b])),
+            Some(Drawn::of(&[&[2], b, some, m])),
+            Some(Drawn::of(&[&[3], b, m])),
+            Some(Drawn::of(&[&[4], b, m])),
+            Some(Drawn::of(&[&[5], b, none])),
+            Some(Drawn::of(&[&[6], b, job])),
+            Some(Drawn::of(&[&[7], b, job, &[0]])),
+            Some(Drawn::of(&[&[7], b, job, &[1], &(1_u64 << 20).to_le_bytes(), &[0; 8]])),
+            Some(Drawn::of(&[&[8], b, some, job, none])),
+            Some(Drawn::of(&[&[9], b, m])),
+            // What follows the specification's beginning is `manual::formats`', and held there.
+            None,
+            Some(owned(17)),
+            None,
+            Some(owned(19)),
+            Some(owned(20)),
+            Some(Drawn::of(&[&owned(21), &1_u64.to_le_bytes(), &2_u64.to_le_bytes()])),
+            Some(owned(22)),
+            Some(owned(23)),
+        ];
+        let root: &[u8] = &[4; 32];
+        let answers_drawn: Vec<Option<Vec<u8>>> = vec![
+            Some(vec![0]),
+            Some(vec![1, 1, 1]),
+            Some(Drawn::of(&[&[2, 1, 1, 0], m, &5_u64.to_le_bytes(), some, root, none])),
+            Some(vec![3, 0]),
+            Some(Drawn::of(&[&[3, 1], job])),
+            Some(Drawn::of(&[&[3, 2], some, job])),
+            None,
+            Some(vec![5, 1]),
+            // Settled in the fifth way: corrupt (2), not retryable, nowhere, in one word.
+            Some(Drawn::of(&[&[6, 0, 1, 0], job, none, &[5, 2, 0, 0], &Drawn::block("read")])),
+            Some(Drawn::of(&[&[7], some, root, none, &[0, 0]])),
+            Some(Drawn::of(&[&[8], token, &3_u32.to_le_bytes()])),
+            Some(Drawn::of(&[&[9, 0, 0], some, &[0; 16]])),
+            Some(Drawn::of(&[&[10], b"bytes"])),
+            Some(vec![11, 1]),
+        ];
+        let (calls, answers) = (calls(), answers());
+        assert_eq!((calls_drawn.len(), answers_drawn.len()), (calls.len(), answers.len()));
+        for (call, drawn) in calls.iter().zip(&calls_drawn) {
+            if let Some(drawn) = drawn {
+                assert_eq!(hex(&call.encode()), hex(drawn), "{call:?}");
+            }
+        }
+        for (told, drawn) in answers.iter().zip(&answers_drawn) {
+            if let Some(drawn) = drawn {
+                assert_eq!(hex(&told.encode()), hex(drawn), "{told:?}");
+            }
+        }
+        // Where a specification or a progress is inside, all around it is drawn.
+        let spec = Drawn::spec();
+        let stage = calls[10].encode();
+        assert!(stage.starts_with(&Drawn::of(&[&[16, 1, 1], token, &spec])), "{}", hex(&stage));
+        let report = calls[12].encode();
+        assert!(report.starts_with(&owned(18)) && report.len() > owned(18).len());
+        let jobs = answers[6].encode();
+        assert!(jobs.starts_with(&Drawn::of(&[&[4, 0, 1, 0], &spec])), "{}", hex(&jobs));
+    }
+
+    #[test]
+    fn an_answer_to_another_question_is_told_in_few_words() {
+        let long = Told::Bytes(vec![7; 1 << 20].into());
+        assert_eq!(
+            astray(&long).to_string(),
+            "invalid request: take the answer to a call: it is bytes"
+        );
+        let padded = Bytes::from([&[2][..], &vec![0; TOLD_LEN_MAX][..]].concat());
+        let refused = Told::decode(&padded).unwrap_err();
+        assert!(refused.to_string().contains("bytes"), "{refused}");
+    }
+
     #[test]
     fn calls_and_answers_come_back_and_nothing_may_miss_or_follow() {
         for call in calls() {
@@ -599,16 +622,6 @@ mod tests {
                 assert!(Told::decode(&bytes.slice(..len)).is_err(), "{told:?} of {len} bytes");
             }
         }
-    }
-
-    #[test]
-    fn pages_end_by_count_and_by_length() {
-        let (page, more) = page_of(0..1000, |_| 1);
-        assert_eq!((page.len(), more), (PAGE_COUNT_MAX, true));
-        let (page, more) = page_of(0..3, |_| PAGE_BYTES);
-        assert_eq!((page.len(), more), (1, true), "one always fits");
-        let (page, more) = page_of(0..3, |_| 1);
-        assert_eq!((page.len(), more), (3, false));
     }
 
     proptest! {

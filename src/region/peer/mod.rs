@@ -2,6 +2,7 @@
 
 pub(crate) mod call;
 mod net;
+pub(crate) mod page;
 mod pull;
 mod push;
 mod source;
@@ -24,6 +25,7 @@ use crate::wire::message::{Decision, Name};
 
 use call::{Call, Told, astray};
 use net::{Address, Answer, Net, Question};
+use page::Pages;
 
 pub(crate) use net::CHUNK_BYTES_MAX;
 pub use net::PeerOptions;
@@ -142,8 +144,9 @@ impl Far {
     }
 
     async fn jobs(&self) -> Result<Vec<StagedJob>> {
-        let (mut all, mut after) = (Vec::new(), None);
+        let (mut all, mut after, mut pages) = (Vec::new(), None, Pages::default());
         loop {
+            pages.turn().map_err(|error| self.within(error))?;
             let (jobs, more) = match self.call(Call::Jobs(self.name.clone(), after)).await? {
                 Told::Jobs { jobs, more } => (jobs, more),
                 told => return Err(self.within(astray(&told))),
@@ -161,7 +164,9 @@ impl Far {
 
     async fn list(&self) -> Result<Vec<ImageInfo>> {
         let (mut all, mut after): (Vec<ImageInfo>, Option<ImageId>) = (Vec::new(), None);
+        let mut pages = Pages::default();
         loop {
+            pages.turn().map_err(|error| self.within(error))?;
             let call = Call::List(self.name.clone(), after.clone());
             let (images, more) = match self.call(call).await? {
                 Told::Images { images, more } => (images, more),
@@ -178,7 +183,9 @@ impl Far {
 
     async fn recover(&self, only: Option<JobId>) -> Result<Vec<Recovered>> {
         let (mut all, mut after): (Vec<Recovered>, Option<JobId>) = (Vec::new(), None);
+        let mut pages = Pages::default();
         loop {
+            pages.turn().map_err(|error| self.within(error))?;
             let call = Call::Recover { region: self.name.clone(), only, after };
             let (settled, more) = match self.call(call).await? {
                 Told::Recovered { settled, more } => (settled, more),

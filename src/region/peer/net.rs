@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::host;
@@ -111,6 +112,8 @@ pub(crate) struct Net {
     tls: Option<Tls>,
     /// With the moments when they became idle.
     idle: Mutex<Vec<(Instant, Desk)>>,
+    /// A further link of a session is to make room for a connection that is needed more.
+    crowded: Notify,
     last_link: AtomicU32,
 }
 
@@ -144,11 +147,37 @@ pub(super) enum Answer {
 
 impl Net {
     pub(super) fn new(address: Address, tls: Option<Tls>, options: PeerOptions) -> Self {
-        Self { address, options, tls, idle: Mutex::default(), last_link: AtomicU32::new(0) }
+        let (idle, crowded) = (Mutex::default(), Notify::new());
+        Self { address, options, tls, idle, crowded, last_link: AtomicU32::new(0) }
     }
 
-    /// Dials, and agrees on a version.
+    /// Dials, and agrees on a version. Where this side has as many connections there as it may, it
+    /// gives one up that is needed less, and tries again.
     pub(super) async fn dial(&self) -> Result<Desk> {
+        let mut attempt = 0;
+        loop {
+            let error = match self.dial_once().await {
+                Err(error) if error.kind() == ErrorKind::Busy && error.is_retryable() => error,
+                dialled => return dialled,
+            };
+            attempt += 1;
+            if attempt >= self.options.attempts_max {
+                return Err(error);
+            }
+            self.make_room();
+            sleep(backoff(attempt)).await;
+        }
+    }
+
+    fn make_room(&self) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.is_empty() {
+            self.crowded.notify_one();
+        }
+        idle.clear();
+    }
+
+    async fn dial_once(&self) -> Result<Desk> {
         let dialled = timeout(DIAL_TIME, self.connect()).await;
         let late = |_| Error::new(ErrorKind::Unavailable, "connect to the daemon: it is late");
         let (stream, socket) = dialled.map_err(late)??;
@@ -232,7 +261,8 @@ impl Net {
         }
     }
 
-    /// Adds a link to a session and serves it, again and again, for as long as the session lives.
+    /// Adds a link to a session and serves it, again and again, for as long as the session lives;
+    /// or until there are connections enough, or others need it more.
     pub(super) async fn lend_link<M: Machine>(
         self: Arc<Self>,
         pump: Arc<Pump<M>>,
@@ -245,15 +275,30 @@ impl Net {
             }
             attempt += 1;
             // One link less costs nothing but time.
-            let Ok(Desk { mut conn, greeting }) = self.dial().await else { continue };
+            let Desk { mut conn, greeting } = match self.dial_once().await {
+                Ok(desk) => desk,
+                Err(error) if error.kind() == ErrorKind::Busy => return,
+                Err(_) => continue,
+            };
             let Some(link) = greeting.into_link() else { continue };
             let id = link.id();
-            let attached = pump.act(|machine, now| attach(machine, link, now));
-            if !matches!(attached, Some(Ok(()))) {
-                continue;
+            match pump.act(|machine, now| attach(machine, link, now)) {
+                Some(Ok(())) => {}
+                Some(Err(error)) if error.kind() == ErrorKind::Busy => return,
+                _ => continue,
             }
             let since = Instant::now();
-            if pump.serve(id, &mut conn).await {
+            let served = tokio::select! {
+                served = pump.serve(id, &mut conn) => served,
+                () = self.crowded.notified() => {
+                    // Order: hung up first, so that the other side has a seat free.
+                    conn.socket.hang_up();
+                    let error = Error::new(ErrorKind::Unavailable, "keep a further connection");
+                    pump.act(|machine, _| machine.link_lost(id, error));
+                    return;
+                }
+            };
+            if served {
                 conn.writer.end().await;
             }
             if since.elapsed() > BACKOFF_MAX {
@@ -317,13 +362,29 @@ fn without_certificate() -> Error {
         .hint("a certificate, its key and the authority of the other side are needed")
 }
 
+/// Told by its name alone: what came may be as long as a chunk.
 fn astray(event: &GreetingEvent) -> Error {
-    let what = crate::codec::cut(&format!("{event:?}"), 100).to_owned();
+    let what = match event {
+        GreetingEvent::Agreed => "a hello",
+        GreetingEvent::Queried { .. } => "a query",
+        GreetingEvent::Cancelled { .. } => "a cancel",
+        GreetingEvent::Called { .. } => "a call",
+        GreetingEvent::Told(_) => "what answers a call",
+        GreetingEvent::Standing(_) => "what answers a query",
+        GreetingEvent::Decided(_) => "a decision",
+        GreetingEvent::Refused(_) => "a refusal",
+        GreetingEvent::Opened { .. } => "a session",
+        GreetingEvent::Closed(_) => "the end",
+    };
     Error::new(ErrorKind::Invalid, format!("hear an answer: what came is {what}"))
 }
 
 fn odd(answer: &Answer) -> Error {
-    let what = crate::codec::cut(&format!("{answer:?}"), 100).to_owned();
+    let what = match answer {
+        Answer::Told(told) => told.name(),
+        Answer::Standing(_) => "how a job stands",
+        Answer::Decided(_) => "a decision",
+    };
     Error::new(ErrorKind::Invalid, format!("hear an answer to a call: what came is {what}"))
 }
 

@@ -11,7 +11,7 @@ use crate::id::{ImageId, JobId};
 use crate::manifest::{ChunkTable, TableBuilder};
 use crate::pump::{Conn, Events, Pump};
 use crate::region::blocking;
-use crate::sync::time::sleep;
+use crate::sync::time::{sleep, timeout};
 use crate::wire::message::{Fetch, Offer, Session};
 use crate::wire::session::{Accepted, Arrived, LinkId, Receiver, ReceiverEvent, Ticket};
 
@@ -29,8 +29,24 @@ pub(super) struct Fetched {
     events: Events<ReceiverEvent>,
 }
 
+/// Opens a session for an image, once the other side has room for it.
+pub(super) async fn fetch_first(far: &Far, image: &ImageId) -> Result<Fetched> {
+    let mut attempt = 0;
+    loop {
+        let error = match fetch(far, image, true).await {
+            Err(error) if error.kind() == ErrorKind::Busy && error.is_retryable() => error,
+            fetched => return fetched,
+        };
+        attempt += 1;
+        if attempt >= far.net.options.attempts_max {
+            return Err(error);
+        }
+        sleep(backoff(attempt)).await;
+    }
+}
+
 /// Opens a session for an image. `table`: with its digests, where the other side has them.
-pub(super) async fn fetch(far: &Far, image: &ImageId, table: bool) -> Result<Fetched> {
+async fn fetch(far: &Far, image: &ImageId, table: bool) -> Result<Fetched> {
     let Desk { mut conn, greeting } = far.net.dial().await?;
     let closed = || Error::new(ErrorKind::Unavailable, "fetch on a connection that is gone");
     let link = greeting.into_link().ok_or_else(closed)?;
@@ -46,7 +62,10 @@ pub(super) async fn fetch(far: &Far, image: &ImageId, table: bool) -> Result<Fet
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            opened = open(&pump, &mut events) => opened,
+            opened = timeout(far.net.options.pace.answer_max, open(&pump, &mut events)) => {
+                let late = || Error::new(ErrorKind::Unavailable, "hear of an image: it is late");
+                opened.unwrap_or_else(|_| Err(late()))
+            }
             () = served => Err(closed()),
         }
     };

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 
@@ -378,10 +378,28 @@ impl Stage {
     }
 
     async fn read_back(&self, range: ByteRange) -> Result<Bytes> {
-        let read = |owned| Call::ReadBack(owned, range);
-        match self.call(read, true).await? {
-            Told::Bytes(bytes) => Ok(bytes),
-            told => Err(self.within(astray(&told))),
+        let mut whole = BytesMut::new();
+        loop {
+            let got = to_u64(whole.len());
+            let rest = ByteRange::new(range.offset + got, range.len - got);
+            let bytes = match self.call(|owned| Call::ReadBack(owned, rest), true).await? {
+                Told::Bytes(bytes) => bytes,
+                told => return Err(self.within(astray(&told))),
+            };
+            // The other side gives as much as it has room for.
+            match to_u64(bytes.len()) {
+                len if len == range.len => return Ok(bytes),
+                len if len <= rest.len && len > 0 => whole.extend_from_slice(&bytes),
+                _ => {
+                    let error = Error::new(ErrorKind::Corrupt, "read a stage back: what came");
+                    return Err(
+                        self.within(error.hint("it is more than was asked for, or nothing"))
+                    );
+                }
+            }
+            if to_u64(whole.len()) == range.len {
+                return Ok(whole.freeze());
+            }
         }
     }
 }

@@ -31,7 +31,7 @@ const CACHE_BYTES: u64 = 16 << 20;
 pub(super) async fn open(far: Far, image: ImageId) -> Result<Arc<dyn Source>> {
     let location = far.location_of(&image);
     let within = |error: Error| error.within(location.clone());
-    let fetched = pull::fetch(&far, &image, true).await.map_err(within)?;
+    let fetched = pull::fetch_first(&far, &image).await.map_err(within)?;
     let (offer, table) = (fetched.offer.clone(), fetched.table.clone());
     let manifest = match table {
         Some(table) => Some(Arc::new(manifest_of(&far, &image, table).await.map_err(within)?)),

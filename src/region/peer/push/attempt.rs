@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pump::{Events, Pump, Side, greet};
 use crate::region::{Outcome, Restored};
-use crate::sync::time::{sleep, timeout};
+use crate::sync::time::{Instant, sleep, timeout, timeout_at};
 use crate::wire::message::{Begin, Decision, FEATURE_ZSTD, Standing};
 use crate::wire::session::{GreetingEvent, Item, Rest, Sender, SenderEvent};
 
@@ -59,6 +59,10 @@ pub(super) async fn drive(stage: Arc<Stage>, desk: Desk, begun: oneshot::Receive
                 error
             }
         };
+        // Order: hung up before this is told on or dials again. The stage keeps a hand on the socket,
+        // so that dropping the connection alone would leave it open, and the other side with an
+        // owner that is gone.
+        stage.state().socket.hang_up();
         drop(conn);
         if !may_go_on(&error) {
             return fail(&stage, error);
@@ -91,6 +95,7 @@ async fn hold(stage: &Arc<Stage>, desk: Desk, begun: oneshot::Receiver<()>) -> O
                 _ => continue,
             },
         };
+        desk.conn.socket.hang_up();
         drop(desk);
         if !may_go_on(&lost) {
             fail(stage, lost);
@@ -257,9 +262,21 @@ async fn attend(
 ) -> Ended {
     // More links, for as long as this attempt lasts.
     let mut links = JoinSet::new();
-    while let Some(event) = events.recv().await {
+    // The requests of a session have their deadline; what is held is told in no answer.
+    let opened_by = Instant::now() + stage.far.net.options.pace.answer_max;
+    let mut is_open = false;
+    loop {
+        let event = match is_open {
+            true => events.recv().await,
+            false => match timeout_at(opened_by, events.recv()).await {
+                Ok(event) => event,
+                Err(_) => return Ended::Closed(late()),
+            },
+        };
+        let Some(event) = event else { return Ended::Closed(gone()) };
         match event {
             SenderEvent::Ready { held, data_bytes, .. } => {
+                is_open = true;
                 let token = pump.look(Sender::token).flatten();
                 stage.change(|state| {
                     state.epoch += 1;
@@ -306,7 +323,10 @@ async fn attend(
             reseal(stage);
         }
     }
-    Ended::Closed(gone())
+}
+
+fn late() -> Error {
+    Error::new(ErrorKind::Unavailable, "hear what the other side holds: it is late")
 }
 
 /// A seal whose answer was lost is asked for again once nothing is under way.
