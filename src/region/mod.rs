@@ -59,7 +59,7 @@ pub use dir::DirRegion;
 pub use file::FileRegion;
 pub use memory::MemoryRegion;
 #[cfg(feature = "peer")]
-pub use peer::{PeerOptions, PeerRegion};
+pub use peer::{PeerOptions, PeerRegion, Verification};
 pub use values::{
     Capabilities, ImageInfo, Located, Outcome, Recovered, Restored, Settled, StagedJob, Vote, Wish,
     Wishes,

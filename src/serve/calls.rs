@@ -17,6 +17,7 @@ use crate::throttle::ThrottlePath;
 
 use super::holds::{Hold, fenced};
 use super::push::pass;
+use super::verify;
 use super::visitor::Visitor;
 
 /// Answers a call that does not stage.
@@ -41,6 +42,9 @@ pub(super) async fn answer(visitor: &Visitor, call: Call) -> Result<Told> {
         Call::Wish(region, job, wish) => put_wish(visitor, &region, job, wish).await,
         Call::Recover { region, only, after } => recover(visitor, &region, only, after).await,
         Call::About(region, image) => about(visitor, &region, &image).await,
+        Call::Verify(region, image, first) => {
+            verify::verify(visitor, &region, &image, first).await.map(Told::Verified)
+        }
         Call::Stage { .. } | Call::ReadBack(..) => {
             Err(Error::new(ErrorKind::Invalid, "answer what the connection itself does"))
         }

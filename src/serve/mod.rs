@@ -10,6 +10,7 @@ mod holds;
 mod keep;
 mod pull;
 mod push;
+mod verify;
 mod visitor;
 
 use std::collections::{BTreeMap, HashMap};

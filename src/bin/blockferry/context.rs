@@ -180,8 +180,20 @@ impl Context {
             Location::Dir { root, .. } => Ok(Arc::new(DirRegion::open_root(root)?)),
             Location::File(path) => FileRegion::open_path(path, &self.state_dir),
             #[cfg(feature = "peer")]
-            Location::Peer { address, .. } => self.connect(&address).await,
+            Location::Peer { address, .. } => Ok(Arc::new(self.connect(&address).await?)),
             _ => Err(Error::new(ErrorKind::Unsupported, "open this kind of location")),
+        }
+    }
+
+    /// The region that an endpoint names, if it is another daemon's.
+    #[cfg(feature = "peer")]
+    pub(crate) async fn open_peer(
+        &self,
+        endpoint: &Endpoint,
+    ) -> Result<Option<blockferry::region::PeerRegion>> {
+        match Location::of_endpoint(endpoint)? {
+            Location::Peer { address, .. } => self.connect(&address).await.map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -189,7 +201,7 @@ impl Context {
     async fn connect(
         &self,
         address: &blockferry::location::PeerAddress,
-    ) -> Result<Arc<dyn Region>> {
+    ) -> Result<blockferry::region::PeerRegion> {
         use blockferry::region::PeerRegion;
         if self.tls.is_none() && matches!(address, blockferry::location::PeerAddress::Tcp { .. }) {
             return Err(Error::new(ErrorKind::Invalid, "connect without a certificate")
@@ -197,8 +209,7 @@ impl Context {
                 .hint("give --cert, --key and --ca, or set BLOCKFERRY_CERT, _KEY and _CA"));
         }
         let options = self.peer_options.clone();
-        let connected = PeerRegion::connect(address, self.tls.clone(), options).await?;
-        Ok(Arc::new(connected))
+        PeerRegion::connect(address, self.tls.clone(), options).await
     }
 
     /// Makes the endpoint's region known to the engine, once.
@@ -222,7 +233,7 @@ impl Context {
             // A block device, or one file: the jobs that write to it.
             RegionLocation::Files(path) => FileRegion::open_path(path, &self.state_dir)?,
             #[cfg(feature = "peer")]
-            RegionLocation::Peer(address) => self.connect(address).await?,
+            RegionLocation::Peer(address) => Arc::new(self.connect(address).await?),
             _ => return Err(Error::new(ErrorKind::Unsupported, "open this kind of region")),
         };
         Ok((location.name()?, region))

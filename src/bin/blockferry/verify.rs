@@ -1,5 +1,7 @@
 //! `verify`: reads a committed image again and compares every chunk with its manifest.
 
+use blockferry::chunk::Digest;
+use blockferry::geometry::{ChunkIndex, Geometry};
 use blockferry::{Error, ErrorKind, Result};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
@@ -15,7 +17,8 @@ Examples:
   blockferry verify dir:///srv/region-a/disk-1 --json
 
 Exit code 0 when every chunk is as its manifest says, 1 (corrupt) when one is not. Bytes are read
-through the page cache; drop it first to test the disk.";
+through the page cache; drop it first to test the disk. An image of another daemon is read there,
+and its bytes do not travel.";
 
 /// Read an image again and compare it with its manifest
 #[derive(Debug, clap::Args)]
@@ -30,6 +33,20 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> Result<Report> {
     let endpoint = endpoint(&args.image)?;
     let context = Context::new(&args.common)?;
+    #[cfg(feature = "peer")]
+    if let Some(region) = context.open_peer(&endpoint).await? {
+        use blockferry::region::Region;
+        let image = format!("{}/{}", region.location(), endpoint.image);
+        let found = region.verify(&endpoint.image).await?;
+        return Ok(told(&Compared {
+            image,
+            root: found.root,
+            geometry: found.geometry,
+            read_bytes: found.read_bytes,
+            bad_count: found.bad_count,
+            first_bad: found.first_bad,
+        }));
+    }
     let source = context.open(&endpoint).await?.open(&endpoint.image).await?;
     let manifest = source.manifest().ok_or_else(|| {
         Error::new(ErrorKind::Invalid, "verify an image without manifest")
@@ -43,13 +60,35 @@ pub(crate) async fn run(args: Args) -> Result<Report> {
     let bad = scan.digests.iter().zip(&expected).map(is_bad);
     let mut chunks = geometry.chunks().iter().zip(bad).filter(|(_, bad)| *bad);
     let first_bad = chunks.next().map(|(index, _)| index);
-    let bad_count = chunks.count() + usize::from(first_bad.is_some());
+    let bad_count = to_u64(chunks.count()) + u64::from(first_bad.is_some());
+    Ok(told(&Compared {
+        image: source.location(),
+        root: manifest.root(),
+        geometry,
+        read_bytes: scan.read_bytes,
+        bad_count,
+        first_bad,
+    }))
+}
+
+/// What the image turned out to be.
+struct Compared {
+    image: String,
+    root: Digest,
+    geometry: Geometry,
+    read_bytes: u64,
+    bad_count: u64,
+    first_bad: Option<ChunkIndex>,
+}
+
+fn told(compared: &Compared) -> Report {
+    let Compared { image, root, geometry, read_bytes, bad_count, first_bad } = compared;
     let fields = json!({
-        "image": source.location(),
-        "root": manifest.root().to_string(),
+        "image": image,
+        "root": root.to_string(),
         "image_bytes": geometry.image_bytes(),
         "chunks": geometry.chunk_count(),
-        "verified_bytes": scan.read_bytes,
+        "verified_bytes": read_bytes,
         "bad_chunks": bad_count,
         "first_bad_chunk": first_bad.map(|index| json!({
             "index": index.get(),
@@ -57,21 +96,25 @@ pub(crate) async fn run(args: Args) -> Result<Report> {
             "len": geometry.range(index).len,
         })),
     });
-    Ok(match first_bad {
+    match *first_bad {
         None => {
-            let holes = geometry.image_bytes() > scan.read_bytes;
-            Report::done(fields, vec![good_line(&source.location(), scan.read_bytes, holes)])
+            let holes = geometry.image_bytes() > *read_bytes;
+            Report::done(fields, vec![good_line(image, *read_bytes, holes)])
         }
         Some(index) => {
             let (chunks, do_not) =
-                if bad_count == 1 { ("chunk", "does not") } else { ("chunks", "do not") };
+                if *bad_count == 1 { ("chunk", "does not") } else { ("chunks", "do not") };
             let what = format!("verify image: {bad_count} {chunks} {do_not} match the manifest");
             let error = Error::new(ErrorKind::Corrupt, format!("{what}, first chunk {index}"))
-                .at(source.location(), geometry.range(index).offset)
+                .at(image.clone(), geometry.range(index).offset)
                 .hint("the image is damaged where it lies: copy it anew");
             failed(fields, &error)
         }
-    })
+    }
+}
+
+fn to_u64(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }
 
 fn failed(fields: Value, error: &Error) -> Report {

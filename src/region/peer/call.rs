@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::chunk::Digest;
 use crate::codec::{Decoder, Encoder};
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::{ByteRange, IMAGE_BYTES_MAX};
+use crate::geometry::{ByteRange, ChunkSize, Geometry, IMAGE_BYTES_MAX};
 use crate::id::{ImageId, JobId, RegionName};
 use crate::job::{
     JobSpec, Progress, decode_attributes, decode_limits, encode_attributes, encode_limits,
@@ -50,6 +50,8 @@ pub(crate) enum Call {
     Recover { region: RegionName, only: Option<JobId>, after: Option<JobId> },
     /// What the image's manifest says beside its table.
     About(RegionName, ImageId),
+    /// Read the image there, from that chunk on, and compare it with its manifest.
+    Verify(RegionName, ImageId, u32),
     /// Stage or reopen, and own it for as long as this connection lives. `instead`: of the owner
     /// that holds this token, if it is still there.
     Stage { reopen: bool, instead: Option<Token>, spec: Box<JobSpec> },
@@ -92,6 +94,21 @@ pub(crate) enum Told {
     Wishes(Wishes),
     Bytes(Bytes),
     Outcome(Outcome),
+    Verified(Verified),
+}
+
+/// So far an image was compared with its manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Verified {
+    pub(crate) root: Digest,
+    pub(crate) geometry: Geometry,
+    /// The first chunk that was not looked at yet; past the last one: it is done.
+    pub(crate) next: u32,
+    /// Bytes that were read.
+    pub(crate) read_bytes: u64,
+    /// Chunks that are not as the manifest says, and the first of them.
+    pub(crate) bad: u32,
+    pub(crate) first_bad: Option<u32>,
 }
 
 /// What a manifest says beside its table.
@@ -111,6 +128,7 @@ const JOB: u8 = 6;
 const WISH: u8 = 7;
 const RECOVER: u8 = 8;
 const ABOUT: u8 = 9;
+const VERIFY: u8 = 10;
 const STAGE: u8 = 16;
 const WISHES: u8 = 17;
 const REPORT: u8 = 18;
@@ -152,6 +170,10 @@ impl Call {
                 out.option(*only, put_job).option(*after, put_job);
             }
             Self::About(region, image) => put_place(out.u8(ABOUT), region, image),
+            Self::Verify(region, image, first) => {
+                put_place(out.u8(VERIFY), region, image);
+                out.u32(*first);
+            }
             Self::Stage { reopen, instead, spec } => {
                 out.u8(STAGE).u8(u8::from(*reopen));
                 out.option(*instead, |out, token| token.encode(out));
@@ -206,6 +228,7 @@ impl Call {
                 after: from.option(take_job)?,
             },
             ABOUT => Self::About(decode_region(from)?, decode_image(from)?),
+            VERIFY => Self::Verify(decode_region(from)?, decode_image(from)?, from.u32()?),
             STAGE => Self::Stage {
                 reopen: decode_flag(from)?,
                 instead: from.option(Token::decode)?,
@@ -247,6 +270,7 @@ const TOLD_STAGED: u8 = 8;
 const TOLD_WISHES: u8 = 9;
 const TOLD_BYTES: u8 = 10;
 const TOLD_OUTCOME: u8 = 11;
+const TOLD_VERIFIED: u8 = 12;
 
 impl Told {
     pub(crate) fn encode(&self) -> Bytes {
@@ -284,6 +308,7 @@ impl Told {
             Self::Outcome(outcome) => {
                 out.u8(TOLD_OUTCOME).u8(u8::from(*outcome == Outcome::Committed));
             }
+            Self::Verified(verified) => verified.encode(out.u8(TOLD_VERIFIED)),
         }
         out.finish().into()
     }
@@ -319,6 +344,7 @@ impl Told {
             Self::Wishes(_) => "wishes",
             Self::Bytes(_) => "bytes",
             Self::Outcome(_) => "an outcome",
+            Self::Verified(_) => "how an image compares",
         }
     }
 
@@ -363,8 +389,39 @@ impl Told {
                 true => Outcome::Committed,
                 false => Outcome::Cancelled,
             }),
+            TOLD_VERIFIED => Self::Verified(Verified::decode(from)?),
             _ => return Err(from.corrupt("nobody knows such an answer")),
         })
+    }
+}
+
+impl Verified {
+    fn encode(&self, out: &mut Encoder) {
+        out.raw(self.root.as_bytes()).u64(self.geometry.image_bytes());
+        out.u8(self.geometry.chunk_size().shift()).u32(self.next).u64(self.read_bytes);
+        out.u32(self.bad).option(self.first_bad, |out, index| {
+            out.u32(index);
+        });
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Result<Self> {
+        let (root, image_bytes) = (Digest::from_bytes(from.array()?), from.u64()?);
+        let chunk_size = ChunkSize::from_shift(from.u8()?)
+            .map_err(|()| from.corrupt("the chunk size is out of range"))?;
+        let geometry = Geometry::new(image_bytes, chunk_size)
+            .map_err(|error| from.corrupt("the geometry is impossible").because(error))?;
+        let (next, read_bytes, bad) = (from.u32()?, from.u64()?, from.u32()?);
+        let first_bad = from.option(|from| from.u32())?;
+        let chunk_count = geometry.chunk_count();
+        let fits = next <= chunk_count
+            && read_bytes <= image_bytes
+            && bad <= chunk_count
+            && first_bad.is_none_or(|index| index < next)
+            && (bad > 0) == first_bad.is_some();
+        match fits {
+            true => Ok(Self { root, geometry, next, read_bytes, bad, first_bad }),
+            false => Err(from.corrupt("more was compared than there is")),
+        }
     }
 }
 
@@ -431,7 +488,8 @@ mod tests {
             Call::Wish(region.clone(), job, Wish::Suspend),
             Call::Wish(region.clone(), job, Wish::Limit(limits)),
             Call::Recover { region: region.clone(), only: Some(job), after: None },
-            Call::About(region.clone(), image),
+            Call::About(region.clone(), image.clone()),
+            Call::Verify(region.clone(), image, 3),
             Call::Stage { reopen: true, instead: Some(token), spec },
             Call::Wishes(owned()),
             Call::Report(owned(), Progress::new(JobState::Copying, 5)),
@@ -469,6 +527,14 @@ mod tests {
             Told::Wishes(wishes),
             Told::Bytes(Bytes::from_static(b"bytes")),
             Told::Outcome(Outcome::Committed),
+            Told::Verified(Verified {
+                root: Digest::from_bytes([4; 32]),
+                geometry: Geometry::new(300_000, ChunkSize::MIN).unwrap(),
+                next: 5,
+                read_bytes: 65_536,
+                bad: 1,
+                first_bad: Some(3),
+            }),
         ]
     }
 
@@ -537,6 +603,7 @@ mod tests {
             Some(Drawn::of(&[&[7], b, job, &[1], &(1_u64 << 20).to_le_bytes(), &[0; 8]])),
             Some(Drawn::of(&[&[8], b, some, job, none])),
             Some(Drawn::of(&[&[9], b, m])),
+            Some(Drawn::of(&[&[10], b, m, &3_u32.to_le_bytes()])),
             // What follows the specification's beginning is `manual::formats`', and held there.
             None,
             Some(owned(17)),
@@ -564,6 +631,17 @@ mod tests {
             Some(Drawn::of(&[&[9, 0, 0], some, &[0; 16]])),
             Some(Drawn::of(&[&[10], b"bytes"])),
             Some(vec![11, 1]),
+            Some(Drawn::of(&[
+                &[12],
+                root,
+                &300_000_u64.to_le_bytes(),
+                &[16],
+                &5_u32.to_le_bytes(),
+                &65_536_u64.to_le_bytes(),
+                &1_u32.to_le_bytes(),
+                some,
+                &3_u32.to_le_bytes(),
+            ])),
         ];
         let (calls, answers) = (calls(), answers());
         assert_eq!((calls_drawn.len(), answers_drawn.len()), (calls.len(), answers.len()));
@@ -579,9 +657,9 @@ mod tests {
         }
         // Where a specification or a progress is inside, all around it is drawn.
         let spec = Drawn::spec();
-        let stage = calls[10].encode();
+        let stage = calls[11].encode();
         assert!(stage.starts_with(&Drawn::of(&[&[16, 1, 1], token, &spec])), "{}", hex(&stage));
-        let report = calls[12].encode();
+        let report = calls[13].encode();
         assert!(report.starts_with(&owned(18)) && report.len() > owned(18).len());
         let jobs = answers[6].encode();
         assert!(jobs.starts_with(&Drawn::of(&[&[4, 0, 1, 0], &spec])), "{}", hex(&jobs));
