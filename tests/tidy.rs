@@ -49,6 +49,7 @@ const PURE_ROOMS: [&str; 42] = [
     "peer/policy",
     "plan",
     "region/peer/call",
+    "region/peer/page",
     "seal",
     "service/catalog",
     "service/event",

@@ -221,6 +221,15 @@ impl Push {
         Ok(outcome)
     }
 
+    /// Removes what others cancelled: nobody may be left to but us. Gives whether it is clean.
+    async fn clean_up(&self) -> bool {
+        let Err(error) = self.discard(false).await else { return true };
+        // It is cancelled all the same: whoever recovers the stage cleans up, once this side has
+        // let it go.
+        self.pump.act(|receiver, _| receiver.close(error));
+        false
+    }
+
     /// Tells the sender how it was decided. `first`: by this very cancel. `clean`: nothing is left.
     fn decide(&self, outcome: Outcome, first: bool, clean: bool) {
         let decision = match outcome {
@@ -332,17 +341,7 @@ pub(super) async fn run(
     drop(events);
     drop(lease);
     let lingers = match end {
-        End::Cancelled => {
-            // Nobody may be left to clean up but us.
-            let cleaned = push.discard(false).await;
-            let is_clean = cleaned.is_ok();
-            if let Err(error) = cleaned {
-                // It is cancelled all the same: whoever recovers the stage cleans up, once this
-                // side has let it go.
-                push.pump.act(|receiver, _| receiver.close(error));
-            }
-            is_clean
-        }
+        End::Cancelled => push.clean_up().await,
         _ if push.over.is_cancelled() => true,
         _ => {
             if !push.failed.load(Relaxed) {

@@ -59,9 +59,8 @@ pub(super) async fn drive(stage: Arc<Stage>, desk: Desk, begun: oneshot::Receive
                 error
             }
         };
-        // Order: hung up before this is told on or dials again. The stage keeps a hand on the socket,
-        // so that dropping the connection alone would leave it open, and the other side with an
-        // owner that is gone.
+        // Order: hung up before this is told on or dials again. The stage keeps a hand on the
+        // socket: dropping the connection alone would leave the other side with an owner.
         stage.state().socket.hang_up();
         drop(conn);
         if !may_go_on(&error) {
