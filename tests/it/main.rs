@@ -11,6 +11,7 @@ mod cli;
 #[cfg(feature = "clouds")]
 mod clouds;
 mod conformance;
+mod delta;
 mod journal;
 mod life;
 mod model;

@@ -169,8 +169,9 @@ async fn look(stage: &Stage) -> Result<Found> {
         Answer::Standing(Standing::Decided(decision)) => Ok(Found::Decided(outcome_of(decision))),
         Answer::Standing(Standing::Staged { .. }) => {
             let instead = Some(stage.state().token);
+            let mut spec = stage.spec.clone();
             let Anchored { desk, token, epoch } =
-                anchor(&stage.far, &stage.spec, true, instead).await?;
+                anchor(&stage.far, &mut spec, true, instead).await?;
             let socket = desk.conn.socket.clone();
             stage.change(|state| {
                 (state.token, state.epoch, state.socket) = (token, epoch, socket);
@@ -203,8 +204,7 @@ async fn push(
     };
     let id = link.id();
     stage.packing.allow(link.agreed().features & FEATURE_ZSTD != 0);
-    let begin =
-        Begin { epoch: stage.state().epoch + 1, root: None, base: None, spec: stage.spec.clone() };
+    let begin = Begin { epoch: stage.state().epoch + 1, root: None, spec: stage.spec.clone() };
     let now = crate::sync::time::Instant::now().into_std();
     let sender = match Sender::push(link, begin, None, rest, now) {
         Ok(sender) => sender,
@@ -259,13 +259,14 @@ async fn attend(
     let mut links = JoinSet::new();
     while let Some(event) = events.recv().await {
         match event {
-            SenderEvent::Ready { held, data_bytes, .. } => {
+            SenderEvent::Ready { held, data_bytes, base } => {
                 let token = pump.look(Sender::token).flatten();
                 stage.change(|state| {
                     state.epoch += 1;
                     state.token = token.unwrap_or(state.token);
                     if !std::mem::replace(&mut state.begun, true) {
-                        state.restored = Some(Restored { table: *held, data_bytes });
+                        state.base = base.map(|base| *base);
+                        state.restored = Some(Restored { table: *held, data_bytes, base: None });
                     }
                     state.pump = Some(pump.clone());
                 });
