@@ -84,7 +84,7 @@ fn ready(geometry: Geometry, now: Instant) -> (Sender, Receiver) {
     let end = || Endpoint::new("b".parse().unwrap(), "m".parse().unwrap());
     let job = JobId::from_bytes([5; 16]);
     let spec = JobSpec::new(job, end(), end(), geometry, Fingerprint::new());
-    let begin = Begin { epoch: 1, root: None, base: None, spec };
+    let begin = Begin { epoch: 1, root: None, spec };
     let link = north.into_link().unwrap();
     let mut sender = Sender::push(link, begin, None, Rest::default(), now).unwrap();
     south.handle_frame(&frame(&sender.poll_transmit(LINK, now).unwrap()), now);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::ChunkSize;
-use crate::id::shown;
+use crate::id::{ImageId, shown};
 
 /// The most attributes an image carries.
 pub const ATTRIBUTE_COUNT_MAX: usize = 64;
@@ -132,6 +132,10 @@ pub struct CopyOptions {
     pub token: Option<String>,
     /// Consent to overwrite a target that holds bytes already (a block device).
     pub destructive: bool,
+    /// A committed image of the target's region that holds much the same already, in chunks of the
+    /// same size: chunks that both have alike are taken over from it where it lies, and do not
+    /// travel. Only the start needs it: a base that is lost or damaged later costs time, no more.
+    pub base: Option<ImageId>,
     /// Attributes of the new image, over those of the source.
     pub attributes: BTreeMap<String, String>,
 }
@@ -174,6 +178,13 @@ impl CopyOptions {
     #[must_use]
     pub fn with_destructive(mut self, destructive: bool) -> Self {
         self.destructive = destructive;
+        self
+    }
+
+    /// With an image of the target's region as base.
+    #[must_use]
+    pub fn with_base(mut self, base: ImageId) -> Self {
+        self.base = Some(base);
         self
     }
 

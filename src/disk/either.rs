@@ -93,6 +93,14 @@ impl Fd {
         }
     }
 
+    pub(super) fn copy_range_of(&self, source: &Self, range: ByteRange) -> Result<usize> {
+        match (self, source) {
+            (Self::Host(fd), Self::Host(source)) => fd.copy_range_of(source, range),
+            (Self::Sim(fd), Self::Sim(source)) => fd.copy_range_of(source, range),
+            _ => Err(Errno::XDEV),
+        }
+    }
+
     pass_on! {
         make_dir(name: &str, mode: u32) -> ();
         unlink(name: &str, flags: AtFlags) -> ();

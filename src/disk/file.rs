@@ -234,6 +234,27 @@ impl File {
         }
     }
 
+    /// Copies a range of `source` to the same place of this file, inside the kernel: where the file
+    /// system can, both share its extents then, and no byte is moved. Tells whether all of it was
+    /// copied; if not, some of it may be.
+    pub(crate) fn copy_range_of(&self, source: &Self, range: ByteRange) -> Result<bool> {
+        let mut offset = range.offset;
+        while offset < range.end() {
+            let rest = ByteRange::new(offset, range.end() - offset);
+            match self.0.copy_range_of(&source.0, rest) {
+                // The source has become shorter.
+                Ok(0) => return Ok(false),
+                Ok(count) => offset += to_u64(count),
+                Err(Errno::INTR) => {}
+                Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS | Errno::PERM) => {
+                    return Ok(false);
+                }
+                Err(errno) => return Err(Error::io("copy a range of a file", errno)),
+            }
+        }
+        Ok(true)
+    }
+
     /// Where the data run at or after `offset` begins; `None` when only holes follow.
     pub(crate) fn next_data(&self, offset: u64) -> Result<Option<u64>> {
         self.seek(SeekFrom::Data(offset))

@@ -19,7 +19,7 @@ use rustix::fs::{
 use rustix::io::{Errno, Result};
 
 use super::{Facts, FileSystem, Kind, LockByte};
-use crate::geometry::ByteRange;
+use crate::geometry::{ByteRange, to_usize};
 use crate::sabotage;
 
 /// An open file description. A clone does not exist: locks belong to it.
@@ -167,6 +167,14 @@ impl Fd {
     /// Makes this file a clone of `source`.
     pub(super) fn share_bytes_of(&self, source: &Self) -> Result<()> {
         rustix::fs::ioctl_ficlone(&self.0, &source.0)
+    }
+
+    /// Copies bytes of `source` to the same place of this file, inside the kernel; tells how many.
+    /// Where both lie on one file system that can, they come to share their extents.
+    pub(super) fn copy_range_of(&self, source: &Self, range: ByteRange) -> Result<usize> {
+        let (mut from, mut to) = (range.offset, range.offset);
+        let len = to_usize(range.len);
+        rustix::fs::copy_file_range(&source.0, Some(&mut from), &self.0, Some(&mut to), len)
     }
 
     pub(super) fn seek(&self, to: SeekFrom) -> Result<u64> {

@@ -82,6 +82,11 @@ impl FileSystem {
         matches!(self, Self::Ext4 | Self::Xfs)
     }
 
+    /// Whether files on it may come to share extents, if it was made so.
+    pub(crate) fn shares_extents(self) -> bool {
+        matches!(self, Self::Xfs | Self::Btrfs)
+    }
+
     /// Whether writes past the page cache reach a device that way.
     pub(crate) fn writes_directly(self) -> bool {
         matches!(self, Self::Ext4 | Self::Xfs)
@@ -211,6 +216,7 @@ mod tests {
         for magic in [0x6573_5546_u64, 0x6969, 0xff53_4d42, 0x794c_7630, 0x2fc1_2fc1] {
             let unknown = FileSystem::of_magic(magic);
             assert!(!unknown.trusts_holes(), "{magic:#x}");
+            assert!(!unknown.shares_extents(), "{magic:#x}");
             assert!(!unknown.gains_by_reserving() && !unknown.writes_directly(), "{magic:#x}");
         }
     }

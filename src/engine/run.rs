@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chunk::Written;
 use crate::engine::gate::Gates;
+use crate::engine::lane::Todo;
 use crate::engine::ledger::Ledger;
 use crate::engine::pool::Pool;
 use crate::engine::progress::Counters;
@@ -21,7 +22,7 @@ use crate::job::{JobSpec, Receipt, Verified};
 use crate::manifest::Manifest;
 use crate::options::Verify;
 use crate::plan::{Plan, Planner};
-use crate::region::{Capabilities, Outcome, Restored, Source, Target};
+use crate::region::{Base, Capabilities, Outcome, Restored, Source, Target};
 use crate::sabotage;
 
 /// How often a chunk that does not verify is written again.
@@ -89,6 +90,11 @@ pub(crate) struct Run {
     blank: AtomicBool,
     /// Whether the target shares all its bytes with the source.
     shared: AtomicBool,
+    base: Option<Arc<dyn Base>>,
+    /// What did not verify is being written again.
+    rewriting: AtomicBool,
+    /// Whether the target may share extents with the source, or with its base.
+    pub(crate) share_extents: bool,
     stop: CancellationToken,
     checkpoint_interval: Duration,
     pub(crate) drop_behind: bool,
@@ -134,11 +140,13 @@ pub(crate) async fn copy(
         // Order: the old head is gone for good before anything else is written over.
         run.target.sync().await?;
     }
-    let mut verified = move_and_verify(&run, plan, &run.restored_runs).await?;
+    let alike = lane::known_alike(&run, &mut plan);
+    let todo = Todo { alike, plan };
+    let mut verified = move_and_verify(&run, todo, &run.restored_runs).await?;
     if held && !run.stop.is_cancelled() {
         run.ledger.reopen();
         let first = Plan::only(run.spec.geometry, [ChunkIndex::new(0)]);
-        verified = add(verified, move_and_verify(&run, first, &[]).await?);
+        verified = add(verified, move_and_verify(&run, first.into(), &[]).await?);
     }
     if run.stop.is_cancelled() {
         return Ok(End::Stopped);
@@ -187,25 +195,27 @@ async fn survey(run: &Run) -> Result<Plan> {
 /// Moves what is planned, with checkpoints beside it, and reads back as much as was asked for.
 /// Chunks that do not verify are written again, a few times. `earlier` are chunks that earlier runs
 /// made durable, and that are still to be verified.
-async fn move_and_verify(run: &Arc<Run>, plan: Plan, earlier: &[ChunkRun]) -> Result<Verified> {
+async fn move_and_verify(run: &Arc<Run>, todo: Todo, earlier: &[ChunkRun]) -> Result<Verified> {
     let mode = run.spec.verify;
     let mut verified = Verified { mode, ..Verified::default() };
-    let mut plan = plan;
+    let mut todo = todo;
     let mut earlier = earlier;
     for _ in 0..=REWRITE_COUNT_MAX {
-        let findings = move_once(run, plan, mode, earlier).await?;
+        let findings = move_once(run, todo, mode, earlier).await?;
         verified = add(verified, findings.verified);
         if findings.failed.is_empty() || run.stop.is_cancelled() {
             return Ok(verified);
         }
         let failed = u32::try_from(findings.failed.len()).unwrap_or(u32::MAX);
         verified.rewritten_chunks = verified.rewritten_chunks.saturating_add(failed);
-        // The target holds wrong bytes there, so zeros must be written too, and nothing is shared.
+        // The target holds wrong bytes there, so zeros must be written too, and nothing is shared,
+        // neither with the source nor with the base.
         run.blank.store(false, Relaxed);
         run.shared.store(false, Relaxed);
+        run.rewriting.store(true, Relaxed);
         run.ledger.reopen();
         earlier = &[];
-        plan = Plan::only(run.spec.geometry, findings.failed);
+        todo = Plan::only(run.spec.geometry, findings.failed).into();
     }
     Err(Error::new(ErrorKind::Corrupt, "verify the target: chunks read back wrong three times")
         .within(run.target.location())
@@ -214,7 +224,7 @@ async fn move_and_verify(run: &Arc<Run>, plan: Plan, earlier: &[ChunkRun]) -> Re
 
 async fn move_once(
     run: &Arc<Run>,
-    plan: Plan,
+    todo: Todo,
     mode: Verify,
     earlier: &[ChunkRun],
 ) -> Result<Findings> {
@@ -229,7 +239,7 @@ async fn move_once(
     };
     let (moved, kept, findings) = tokio::join!(
         async {
-            let moved = lane::run(run, plan).await;
+            let moved = lane::run(run, todo).await;
             halt_on_error(moved.is_err());
             run.ledger.close();
             moved
@@ -276,8 +286,9 @@ fn add(one: Verified, other: Verified) -> Verified {
 }
 
 impl Run {
-    pub(crate) fn new(start: Start, restored: Restored) -> Self {
+    pub(crate) fn new(start: Start, mut restored: Restored) -> Self {
         let geometry = start.spec.geometry;
+        let base = restored.base.take();
         let resumed_bytes = restored.data_bytes;
         let restored_runs = held_runs(&restored, geometry.chunk_count());
         Self {
@@ -294,6 +305,9 @@ impl Run {
             capabilities: start.capabilities,
             blank: AtomicBool::new(start.capabilities.blank_target),
             shared: AtomicBool::new(false),
+            base,
+            rewriting: AtomicBool::new(false),
+            share_extents: start.share_extents,
             stop: start.stop,
             checkpoint_interval: start.checkpoint_interval,
             drop_behind: start.drop_behind,
@@ -314,6 +328,21 @@ impl Run {
 
     pub(crate) fn set_shared(&self) {
         self.shared.store(true, Relaxed);
+    }
+
+    /// The base, while chunks may be taken over from it. Not where the source has given all.
+    pub(crate) fn base(&self) -> Option<&Arc<dyn Base>> {
+        let is_of_use = !self.rewriting.load(Relaxed) && !self.is_shared();
+        self.base.as_ref().filter(|_| is_of_use)
+    }
+
+    /// Whether a chunk that was read is better taken over from the base than written: where it
+    /// would have to travel, or would need room of its own.
+    pub(crate) fn gains_by_base(&self) -> bool {
+        match self.target.local() {
+            Some(local) => self.share_extents && local.file_system.shares_extents(),
+            None => true,
+        }
     }
 
     pub(crate) fn is_blank(&self) -> bool {

@@ -46,6 +46,11 @@ impl Inner {
                 .within(request.target.to_string())
                 .hint("source and destination are the same"));
         }
+        if request.options.base.is_some() && !target_region.capabilities().takes_base {
+            return Err(Error::new(ErrorKind::Unsupported, "copy with a base")
+                .within(request.target.to_string())
+                .hint("images of directory regions, here or at another daemon, can have one"));
+        }
         // Order: the token first, for a source may be gone when its copy is asked for again.
         let turn = self.starting.lock().await;
         if let Some(job) = self.same_job(&request).await? {
@@ -53,7 +58,7 @@ impl Inner {
         }
         drop(turn);
         let source = source_region.open(&request.source.image).await?;
-        let spec = self.spec_of(&request, &*source).await?;
+        let spec = self.spec_of(&request, &*source, &*target_region).await?;
 
         let _turn = self.starting.lock().await;
         self.refuse_when_closing()?;
@@ -88,14 +93,24 @@ impl Inner {
     }
 
     /// What the request comes to, now that the source is known.
-    async fn spec_of(&self, request: &CopyRequest, source: &dyn Source) -> Result<JobSpec> {
+    async fn spec_of(
+        &self,
+        request: &CopyRequest,
+        source: &dyn Source,
+        target_region: &dyn Region,
+    ) -> Result<JobSpec> {
         let options = &request.options;
         let manifest = source.manifest();
         let size_bytes = source.size_bytes();
         let geometry = match options.chunk_size {
             Some(chunk_size) => Geometry::new(size_bytes, chunk_size),
             None => {
-                let known = manifest.as_ref().map(|manifest| manifest.geometry().chunk_size());
+                let mut known = manifest.as_ref().map(|found| found.geometry().chunk_size());
+                if let (None, Some(base)) = (known, &options.base) {
+                    // Cut as the base is, or nothing could be taken over from it.
+                    let base = target_region.open(base).await?.manifest();
+                    known = base.map(|base| base.geometry().chunk_size());
+                }
                 Geometry::grown(size_bytes, known.unwrap_or(ChunkSize::DEFAULT))
             }
         };
@@ -114,6 +129,7 @@ impl Inner {
             .as_ref()
             .map(|token| Digest::from_bytes(*blake3::hash(token.as_bytes()).as_bytes()));
         spec.destructive = options.destructive;
+        spec.base = options.base.clone();
         spec.attributes = manifest.map(|m| m.attributes().clone()).unwrap_or_default();
         spec.attributes.extend(options.attributes.clone());
         crate::options::check_attributes(&spec.attributes)?;
@@ -298,6 +314,7 @@ fn asks_for(request: &CopyRequest, earlier: &JobSpec) -> bool {
         && options.verify == earlier.verify
         && options.limits == earlier.limits
         && options.destructive == earlier.destructive
+        && options.base == earlier.base
         && options.chunk_size.is_none_or(cut_so)
         && options.attributes.iter().all(holds)
 }

@@ -137,6 +137,8 @@ pub struct JobSpec {
     pub token: Option<Digest>,
     /// Consent to overwrite a target that holds bytes already.
     pub destructive: bool,
+    /// An image of the target's region from which chunks may be taken over.
+    pub base: Option<ImageId>,
     /// Attributes of the new image.
     pub attributes: BTreeMap<String, String>,
     /// Milliseconds since 1970 when the job was accepted; a label only.
@@ -144,7 +146,7 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
-    /// A job without limits, verification, token or attributes: the other fields are public.
+    /// A job without limits, verification, token, base or attributes: the other fields are public.
     pub fn new(
         job: JobId,
         source: Endpoint,
@@ -162,6 +164,7 @@ impl JobSpec {
             limits: Limits::NONE,
             token: None,
             destructive: false,
+            base: None,
             attributes: BTreeMap::new(),
             created_unix_ms: 0,
         }
@@ -185,7 +188,12 @@ impl JobSpec {
         out.option(self.token.as_ref(), |out, token| {
             out.raw(token.as_bytes());
         });
-        out.u8(u8::from(self.destructive));
+        // A job without a base is written as it was before there were any.
+        let base = if self.base.is_some() { FLAG_BASE } else { 0 };
+        out.u8(base | if self.destructive { FLAG_DESTRUCTIVE } else { 0 });
+        if let Some(base) = &self.base {
+            out.block(base.as_str().as_bytes());
+        }
         encode_attributes(&self.attributes, out);
         out.u64(self.created_unix_ms);
     }
@@ -203,11 +211,11 @@ impl JobSpec {
         let verify = decode_verify(from)?;
         let limits = decode_limits(from)?;
         let token = from.option(|from| from.array().map(Digest::from_bytes))?;
-        let destructive = match from.u8()? {
-            0 => false,
-            1 => true,
-            _ => return Err(from.corrupt("a flag is neither 0 nor 1")),
-        };
+        let flags = from.u8()?;
+        if flags & !(FLAG_DESTRUCTIVE | FLAG_BASE) != 0 {
+            return Err(from.corrupt("a flag is unknown"));
+        }
+        let base = if flags & FLAG_BASE == 0 { None } else { Some(decode_image(from)?) };
         let attributes = decode_attributes(from)?;
         let created_unix_ms = from.u64()?;
         Ok(Self {
@@ -219,7 +227,8 @@ impl JobSpec {
             verify,
             limits,
             token,
-            destructive,
+            destructive: flags & FLAG_DESTRUCTIVE != 0,
+            base,
             attributes,
             created_unix_ms,
         })
@@ -230,10 +239,16 @@ fn decode_endpoint(from: &mut Decoder<'_>) -> Result<Endpoint> {
     let region = from.text(RegionName::LEN_MAX)?;
     let region =
         region.parse().map_err(|e| from.corrupt("a region name is malformed").because(e))?;
-    let image = from.text(ImageId::LEN_MAX)?;
-    let image = image.parse().map_err(|e| from.corrupt("an image id is malformed").because(e))?;
-    Ok(Endpoint { region, image })
+    Ok(Endpoint { region, image: decode_image(from)? })
 }
+
+fn decode_image(from: &mut Decoder<'_>) -> Result<ImageId> {
+    let image = from.text(ImageId::LEN_MAX)?;
+    image.parse().map_err(|e| from.corrupt("an image id is malformed").because(e))
+}
+
+const FLAG_DESTRUCTIVE: u8 = 1;
+const FLAG_BASE: u8 = 2;
 
 pub(crate) fn encode_attributes(attributes: &BTreeMap<String, String>, out: &mut Encoder) {
     out.u16(u16::try_from(attributes.len()).unwrap_or(u16::MAX));
@@ -327,6 +342,28 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_base_is_part_of_the_spec_and_none_leaves_no_trace() {
+        let bytes_of = |spec: &JobSpec| {
+            let mut out = Encoder::new();
+            spec.encode(&mut out);
+            out.finish()
+        };
+        let plain = sample_spec();
+        let mut based = plain.clone();
+        based.base = Some("m-0".parse().unwrap());
+        assert!(!plain.same_request(&based));
+        let (without, with) = (bytes_of(&plain), bytes_of(&based));
+        let mut from = Decoder::new(&with, "test");
+        assert_eq!(JobSpec::decode(&mut from).unwrap(), based);
+        from.finish().unwrap();
+        // Golden: the flag, and behind it the id; all else is as it was.
+        let at = without.iter().zip(&with).position(|(one, other)| one != other).unwrap();
+        assert_eq!((without[at], with[at]), (0, FLAG_BASE));
+        assert_eq!(with[at + 1..at + 8], [3, 0, 0, 0, b'm', b'-', b'0']);
+        assert_eq!(with[at + 8..], without[at + 1..]);
+    }
+
+    #[test]
     fn what_reads_differently_from_what_would_be_written_is_refused() {
         let mut facts = Encoder::new();
         facts.u16(2).block(b"size").block(b"5").block(b"inode").block(b"7");
@@ -345,8 +382,8 @@ pub(crate) mod tests {
         let mut bytes = out.finish();
         // Before the count of attributes (2) and the time (8).
         let destructive = bytes.len() - 11;
-        assert_eq!(std::mem::replace(&mut bytes[destructive], 2), 0);
-        assert!(JobSpec::decode(&mut Decoder::new(&bytes, "test")).is_err(), "a flag of 2");
+        assert_eq!(std::mem::replace(&mut bytes[destructive], 4), 0);
+        assert!(JobSpec::decode(&mut Decoder::new(&bytes, "test")).is_err(), "a flag of 4");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::disk::{Dir, Kind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ImageId, JobId};
 use crate::job::JobSpec;
+use crate::region::base::BaseImage;
 use crate::region::local::LocalSource;
 use crate::region::stage::{
     DATA, JournaledTarget, Layout, MANIFEST, StageStore, read_manifest, refuse_inside_image,
@@ -85,6 +86,21 @@ impl Shared {
             .map_err(|error| error.within(self.location_of(image)))
     }
 
+    /// The base that the job names. It must be there when the job starts; one that is lost later
+    /// costs only time.
+    fn base_of(&self, spec: &JobSpec) -> Result<Option<BaseImage>> {
+        let Some(image) = &spec.base else { return Ok(None) };
+        let opened = self.folder(image).and_then(|folder| {
+            let opened = BaseImage::open(&folder, spec.geometry);
+            opened.map_err(|error| error.within(self.location_of(image)))
+        });
+        match opened {
+            Ok(base) => Ok(Some(base)),
+            Err(_) if self.store.job(spec.job)?.is_some() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn list(&self) -> Result<Vec<ImageInfo>> {
         let root = self.store.root();
         let mut images = Vec::new();
@@ -134,7 +150,7 @@ impl Region for DirRegion {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::staged()
+        Capabilities { takes_base: true, ..Capabilities::staged() }
     }
 
     fn open<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<Arc<dyn Source>>> {
@@ -146,9 +162,10 @@ impl Region for DirRegion {
         let spec = spec.clone();
         self.with(move |shared| {
             refuse_inside_image(shared.store.root())?;
+            let base = shared.base_of(&spec)?;
             let stage = shared.store.stage(&spec, spec.target.image.as_str())?;
             let location = shared.location_of(&spec.target.image);
-            JournaledTarget::of(stage, location)
+            JournaledTarget::with_base(stage, location, base)
         })
     }
 
@@ -156,8 +173,9 @@ impl Region for DirRegion {
         let spec = spec.clone();
         self.with(move |shared| {
             let stage = shared.store.reopen(&spec)?;
+            let base = shared.base_of(&spec).unwrap_or_default();
             let location = shared.location_of(&spec.target.image);
-            JournaledTarget::of(stage, location)
+            JournaledTarget::with_base(stage, location, base)
         })
     }
 

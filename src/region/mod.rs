@@ -27,6 +27,7 @@
 //! Methods return boxed futures so that regions can be used as trait objects; there are no default
 //! methods, so that a wrapper that forgets one does not compile.
 
+pub(crate) mod base;
 mod device;
 pub(crate) mod dir;
 mod file;
@@ -52,7 +53,7 @@ use crate::geometry::{ByteRange, ChunkRun};
 use crate::host;
 use crate::id::{ImageId, JobId};
 use crate::job::{Fingerprint, JobSpec, Progress};
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, TableBuilder};
 use crate::plan::Extent;
 
 pub use dir::DirRegion;
@@ -90,7 +91,8 @@ pub trait Region: Debug + Send + Sync {
     ///
     /// # Errors
     /// `Busy` while the job has another owner, or another job has the image staged; `Exists` when
-    /// the image is there.
+    /// the image is there. Where the job names a base and is not staged yet: `NotFound` when it is
+    /// missing, `Invalid` when it is cut in chunks of another size.
     ///
     /// # Durability
     /// A stage that was returned survives power loss, empty.
@@ -369,6 +371,31 @@ pub trait Target: Debug + Send + Sync {
 
     /// The open file on this host, where there is one: the local lane then writes it directly.
     fn local(&self) -> Option<LocalFile>;
+}
+
+/// A committed image of the same region, from which a stage takes over what both have alike.
+///
+/// A target gives it with what it begins with ([`Restored::base`]), where the job names one and the
+/// region [can](Capabilities::takes_base).
+pub trait Base: Debug + Send + Sync {
+    /// What may be taken over, cut as the new image is: chunks of data only. A claim that the
+    /// region vouches for, and that [`Base::take`] proves.
+    fn table(&self) -> &TableBuilder;
+
+    /// Puts these chunks into the stage as the base has them, and proves them: they are hashed once
+    /// they are there, or on their way. `share`: they may share the base's extents, where the file
+    /// system can; a region elsewhere decides that itself.
+    ///
+    /// The chunks are not on record, and nobody else writes them meanwhile. Those that it does not
+    /// return read as zeros where the stage was blank: the base does not hold them, or not what
+    /// [`Base::table`] says. They have to be written.
+    ///
+    /// # Errors
+    /// As [`Target::write`].
+    ///
+    /// # Cancel safety
+    /// Restartable: some bytes may be there, and may still be on their way.
+    fn take(&self, run: ChunkRun, share: bool) -> BoxFuture<'_, Result<Vec<Written>>>;
 }
 
 /// An open file on this host, for the local lane.

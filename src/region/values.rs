@@ -1,5 +1,7 @@
 //! What a region tells: what it can do, what it holds, how jobs stand and were settled.
 
+use std::sync::Arc;
+
 use crate::chunk::{Content, Digest, Durable};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
@@ -7,6 +9,7 @@ use crate::id::{ImageId, JobId};
 use crate::job::{JobSpec, Progress};
 use crate::manifest::{Manifest, TableBuilder};
 use crate::options::Limits;
+use crate::region::Base;
 
 /// What a region can promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub struct Capabilities {
     /// What was written may be on record although no checkpoint was asked for: the far side of a
     /// copy between daemons makes its own.
     pub checkpoints_itself: bool,
+    /// A stage can take chunks over from an image of the region ([`Restored::base`]).
+    pub takes_base: bool,
 }
 
 impl Capabilities {
@@ -33,6 +38,21 @@ impl Capabilities {
             blank_target: true,
             preserves_previous: true,
             checkpoints_itself: false,
+            takes_base: false,
+        }
+    }
+
+    /// Of a region at another daemon, which has told as much.
+    #[cfg(feature = "peer")]
+    pub(crate) fn of_peer(atomic_commit: bool, preserves_previous: bool) -> Self {
+        Self {
+            atomic_commit,
+            preserves_previous,
+            // Every chunk is told, zero or not: the far side knows nothing else of the image.
+            blank_target: false,
+            checkpoints_itself: true,
+            // Whether it does is told when a stage that names one is made.
+            takes_base: true,
         }
     }
 
@@ -43,6 +63,7 @@ impl Capabilities {
             blank_target: false,
             preserves_previous: false,
             checkpoints_itself: false,
+            takes_base: false,
         }
     }
 }
@@ -181,19 +202,23 @@ pub enum Settled {
     Failed(Error),
 }
 
-/// What a region remembers of the chunks that were durable when it was last heard of.
+/// What an attempt begins with: what a region remembers of the chunks that were durable when it was
+/// last heard of, and the base.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Restored {
     /// The chunks and their digests.
     pub table: TableBuilder,
     /// How many of their bytes are data.
     pub data_bytes: u64,
+    /// The job's base; `None` where it names none, or the region does not have it any more.
+    pub base: Option<Arc<dyn Base>>,
 }
 
 impl Restored {
-    /// Nothing is durable yet.
+    /// Nothing is durable yet, and there is no base.
     pub fn new(geometry: Geometry) -> Self {
-        Self { table: TableBuilder::new(geometry), data_bytes: 0 }
+        Self { table: TableBuilder::new(geometry), data_bytes: 0, base: None }
     }
 
     /// Takes in what a checkpoint recorded.

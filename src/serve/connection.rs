@@ -9,7 +9,7 @@ use crate::peer::{Identity, Knock, Lease, Operation, Policy};
 use crate::pump::{Conn, Duplex, Pump, Side, Socket, greet, say};
 use crate::region::peer::CHUNK_BYTES_MAX;
 use crate::region::peer::call::{Call, Told};
-use crate::region::{Located, Region, Settled, Vote};
+use crate::region::{Base, Located, Region, Restored, Settled, Vote};
 use crate::sync::time::{Duration, Instant, timeout};
 use crate::wire::message::{Begin, Decision, Hello, Join, Name, Refusal, Session, Standing};
 use crate::wire::session::{Accepted, Bounds, Greeting, GreetingEvent, Opener, Receiver};
@@ -184,6 +184,7 @@ async fn stage(
 ) -> Result<Told> {
     let target = &spec.target;
     visitor.may(Operation::Push, &target.region, &target.image)?;
+    may_take_base(visitor, spec)?;
     if hold.is_some() {
         return Err(Error::new(ErrorKind::Invalid, "stage twice on one connection"));
     }
@@ -312,6 +313,7 @@ struct Prepared {
     hold: Arc<Hold>,
     lease: Lease,
     accepted: Accepted,
+    base: Option<Arc<dyn Base>>,
 }
 
 /// Checks and begins an attempt: from here on earlier ones are fenced.
@@ -322,6 +324,7 @@ async fn prepare(
 ) -> Result<Prepared> {
     let (house, target) = (&visitor.house, &begin.spec.target);
     visitor.may(Operation::Push, &target.region, &target.image)?;
+    may_take_base(visitor, &begin.spec)?;
     house.holds.settle(&target.region).await;
     let epoch = house.epoch(&target.region, begin.spec.job).await?;
     if begin.epoch <= epoch {
@@ -352,12 +355,23 @@ async fn prepare(
     let lease = lease(visitor, begin.spec.geometry.chunk_size())?;
     let target = held.live.read().await.as_ref().map(|live| live.target.clone());
     // Order: the attempt is on record before the peer hears that it has begun.
-    let restored = target.ok_or_else(fenced)?.begin().await?;
+    let Restored { table, data_bytes, base, .. } = target.ok_or_else(fenced)?.begin().await?;
     let token = house.token(&visitor.identity, begin.session());
     *held.token() = token;
-    let accepted =
-        Accepted { held: restored.table, data_bytes: restored.data_bytes, base: None, token };
-    Ok(Prepared { hold: held, lease, accepted })
+    let told = base.as_ref().map(|base| base.table().clone());
+    let accepted = Accepted { held: table, data_bytes, base: told, token };
+    Ok(Prepared { hold: held, lease, accepted, base })
+}
+
+/// Who takes chunks of an image over learns its digests, and has its bytes: as if it were pulled.
+fn may_take_base(visitor: &Visitor, spec: &crate::job::JobSpec) -> Result<()> {
+    let Some(base) = &spec.base else { return Ok(()) };
+    let region = &spec.target.region;
+    visitor.may(Operation::Pull, region, base)?;
+    match visitor.house.region(region)?.capabilities().takes_base {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Unsupported, "stage with a base")),
+    }
 }
 
 async fn take_push(
@@ -368,7 +382,7 @@ async fn take_push(
     begin: Box<Begin>,
     prepared: Prepared,
 ) {
-    let Prepared { hold, lease, accepted } = prepared;
+    let Prepared { hold, lease, accepted, base } = prepared;
     let session = begin.session();
     let Some(link) = greeting.into_link() else { return };
     let link_id = link.id();
@@ -382,7 +396,8 @@ async fn take_push(
     let push = {
         let mut live = hold.live.write().await;
         let Some(live) = live.as_mut() else { return };
-        let push = Arc::new(Push::new(visitor, pump.clone(), live.target.clone()));
+        let target = live.target.clone();
+        let push = Arc::new(Push::new(visitor, pump.clone(), target, base));
         live.push = Some(push.clone());
         push
     };

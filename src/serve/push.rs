@@ -10,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chunk::{Durable, Written};
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::to_u64;
+use crate::geometry::{ChunkIndex, ChunkRun, to_u64};
 use crate::manifest::Manifest;
 use crate::peer::Lease;
 use crate::pump::{Conn, Events, Pump};
-use crate::region::{Outcome, Target, blocking};
+use crate::region::{Base, Outcome, Target, blocking};
 use crate::sync::time::{Instant, sleep, sleep_until, timeout};
 use crate::throttle::{Take, ThrottlePath};
 use crate::wire::message::Decision;
@@ -39,6 +39,9 @@ const LAST_WORDS_TIME: Duration = Duration::from_secs(1);
 pub(super) struct Push {
     pub(super) pump: Arc<Pump<Receiver>>,
     target: Arc<dyn Target>,
+    base: Option<Arc<dyn Base>>,
+    /// Chunks are taken over from the base one after the other.
+    base_turn: tokio::sync::Mutex<()>,
     book: Book,
     /// So much waits for a sync that one is due.
     due: Notify,
@@ -70,10 +73,13 @@ impl Push {
         visitor: &Visitor,
         pump: Arc<Pump<Receiver>>,
         target: Arc<dyn Target>,
+        base: Option<Arc<dyn Base>>,
     ) -> Self {
         Self {
             pump,
             target,
+            base,
+            base_turn: tokio::sync::Mutex::default(),
             book: Book::default(),
             due: Notify::new(),
             checkpoint_bytes: visitor.house.options.checkpoint_bytes,
@@ -119,6 +125,42 @@ impl Push {
             }
         }
         self.acknowledge(ticket, written);
+    }
+
+    /// Chunks of the base: taken over where they lie, and hashed.
+    async fn take_same(self: Arc<Self>, ticket: Ticket) {
+        let Ok(_turn) = self.work.acquire().await else { return };
+        // Order: what comes twice, as after a lost connection, is found to be held the second time.
+        // It may be on record by then, and must not be touched again.
+        let _base_turn = self.base_turn.lock().await;
+        let mut written = Ok(Vec::new());
+        for index in ticket.runs().iter().flat_map(|run| run.iter()) {
+            // It may be a run of a million: who ends does not wait for it. It was never
+            // acknowledged.
+            if self.stopping.is_cancelled() {
+                return;
+            }
+            match self.take_from_base(index).await {
+                Ok(taken) => written.iter_mut().for_each(|written| written.push(taken)),
+                Err(error) => {
+                    written = Err(error);
+                    break;
+                }
+            }
+        }
+        self.acknowledge(ticket, written);
+    }
+
+    async fn take_from_base(&self, index: ChunkIndex) -> Result<Written> {
+        let damaged = || Error::new(ErrorKind::Corrupt, "take a chunk over: the base is damaged");
+        let Some(base) = &self.base else { return Err(damaged()) };
+        let digest = base.table().digest(index).flatten().ok_or_else(damaged)?;
+        let held = self.pump.look(|receiver| receiver.table()?.digest(index)).flatten();
+        if held == Some(Some(digest)) {
+            let len = base.table().geometry().range(index).len;
+            return Ok(Written::data(index, digest, u32::try_from(len).unwrap_or(u32::MAX)));
+        }
+        base.take(ChunkRun::new(index, 1), true).await?.pop().ok_or_else(damaged)
     }
 
     fn acknowledge(&self, ticket: Ticket, written: Result<Vec<Written>>) {
@@ -395,8 +437,7 @@ async fn attend(
                 tasks.spawn(push.clone().cancel());
             }
             Some(ReceiverEvent::Same(ticket)) => {
-                let error = Error::new(ErrorKind::Unsupported, "take chunks of a base");
-                push.pump.act(|receiver, _| receiver.refused(ticket, error));
+                tasks.spawn(push.clone().take_same(ticket));
             }
             Some(ReceiverEvent::Closed(_)) | None => return End::Closed,
             // Links end by themselves; the rest is about what is fetched.

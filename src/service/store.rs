@@ -15,6 +15,8 @@ use crate::service::model::{Copy, CopyState, Image, ImageKind, ImageState, Leg, 
 
 /// Beside the engine's index, in the state folder.
 const FILE: &str = "service.redb";
+/// Pages that are kept in memory: all rows are kept there once more, as values.
+const CACHE_BYTES: usize = 8 << 20;
 /// Rows of a newer layout are not touched.
 const VERSION: u64 = 1;
 
@@ -34,7 +36,8 @@ impl Store {
     /// Opens the database in that folder, or makes one.
     pub(crate) fn open(state_dir: &Path) -> Result<Self> {
         let path = state_dir.join(FILE);
-        let opened = Database::create(&path).map_err(|cause| match cause {
+        let opened = Database::builder().set_cache_size(CACHE_BYTES).create(&path);
+        let opened = opened.map_err(|cause| match cause {
             redb::DatabaseError::DatabaseAlreadyOpen => {
                 Error::new(ErrorKind::Busy, "open the service's database")
                     .hint("another daemon has it open")

@@ -47,7 +47,7 @@ fn spec(number: u8, image: &str, chunk_mib: u64, chunks: u64) -> JobSpec {
 }
 
 fn begin_of(spec: &JobSpec, epoch: u32) -> Message {
-    Message::Begin(Box::new(Begin { epoch, root: None, base: None, spec: spec.clone() }))
+    Message::Begin(Box::new(Begin { epoch, root: None, spec: spec.clone() }))
 }
 
 /// A server over a folder, to a peer with these ceilings that may do everything.

@@ -13,6 +13,7 @@ mod cli;
 #[cfg(feature = "clouds")]
 mod clouds;
 mod conformance;
+mod delta;
 mod journal;
 mod life;
 mod model;

@@ -538,7 +538,7 @@ impl Raw {
     async fn begin(&mut self, epoch: u32, id: u64) {
         let mut spec = spec("m");
         spec.target.region = name("b");
-        let begin = Begin { epoch, root: None, base: None, spec };
+        let begin = Begin { epoch, root: None, spec };
         self.say(&Message::Begin(Box::new(begin)), id).await;
     }
 }

@@ -281,3 +281,80 @@ fn a_copy_outlives_the_death_of_either_side() {
     }
     assert!(world.data("m-2") == bytes);
 }
+
+#[test]
+fn a_copy_with_a_base_moves_what_differs_and_outlives_the_death_of_either_side() {
+    const CHUNK: u64 = 256 << 10;
+    let mut world = World::new();
+    let mut bytes = world.image("disk.raw", 24 * MIB);
+    let cut = ["--chunk-size", "256KiB"];
+    good(world.peer("copy", "alpha").args(["disk.raw", &world.url("base")]).args(cut));
+    bytes[MIB] ^= 1;
+    bytes[20 * MIB] ^= 1;
+    fs::write(world.path("next.raw"), &bytes).unwrap();
+    fs::create_dir(world.path("a")).unwrap();
+    let here = |image: &str| format!("dir://{}/{image}", world.path("a").display());
+    good(world.command("copy").args(["next.raw", &here("next"), "--json"]).args(cut));
+    let pushed = world
+        .peer("copy", "alpha")
+        .args([&here("next"), &world.url("m-1")])
+        .args(["--base", "base"])
+        .output();
+    let pushed: Value = serde_json::from_slice(&pushed.unwrap().stdout).unwrap();
+    assert_eq!(
+        (&pushed["outcome"], &pushed["read_bytes"]),
+        (&"committed".into(), &(2 * CHUNK).into())
+    );
+    assert!(pushed["reused_bytes"].as_u64().unwrap() > 17 << 20, "{pushed}");
+    assert!(world.data("m-1") == bytes);
+    // What comes from there has its base here; it can be named by where it is.
+    let mut pull = world.peer("copy", "alpha");
+    let pulled = good(pull.args([&world.url("m-1"), &here("back"), "--base", &here("next")]));
+    assert_eq!(pulled["read_bytes"], 0);
+    assert!(fs::read(world.path("a/back/data")).unwrap() == bytes);
+    for (base, code, kind) in
+        [("none", 5, "not_found"), (&here("next")[..], 2, "invalid"), ("../x", 2, "invalid")]
+    {
+        let mut copy = world.peer("copy", "alpha");
+        let (told, json) = ran(copy.args(["next.raw", &world.url("m-2"), "--base", base]));
+        assert_eq!((told, &json["error"]["kind"]), (Some(code), &kind.into()), "{base}: {json}");
+    }
+    // Either side dies while chunks of a plain file, which is read here, are taken over there.
+    for (image, server_dies) in [("m-3", false), ("m-4", true)] {
+        let mut copy = world.peer("copy", "alpha");
+        copy.args(["next.raw", &world.url(image), "--base", "base", "--rate", "3MiB/s"]).args(cut);
+        let mut copy = copy.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let job = taken_over(&world, 4 << 20);
+        if server_dies {
+            world.kill_server();
+            world.serve();
+        } else {
+            copy.kill().unwrap();
+        }
+        let output = copy.wait_with_output().unwrap();
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        if told["outcome"] != "committed" {
+            let resumed = good(world.peer("resume", "alpha").arg(&job));
+            assert!(resumed["resumed_bytes"].as_u64().unwrap() > 0, "{resumed}");
+            let (_, shown) = ran(world.peer("show", "alpha").arg(&job));
+            assert_eq!(shown["base"], "base");
+        }
+        assert!(world.data(image) == bytes);
+        good(world.peer("forget", "alpha").arg(&job));
+    }
+}
+
+/// Waits until the running copy has had so many bytes taken over, and gives its number.
+fn taken_over(world: &World, bytes: u64) -> String {
+    loop {
+        let (_, json) = ran(&mut world.peer("jobs", "alpha"));
+        let jobs = json["jobs"].as_array().cloned().unwrap_or_default();
+        for job in jobs.iter().filter(|job| job["state"] == "copying") {
+            let job = job["job"].as_str().unwrap();
+            let (_, shown) = ran(world.peer("show", "alpha").arg(job));
+            if shown["progress"]["reused_bytes"].as_u64().unwrap_or(0) >= bytes {
+                return job.to_owned();
+            }
+        }
+    }
+}

@@ -58,6 +58,24 @@ for kind in xfs btrfs; do
     rm "$work/mnt/plain.raw" "$work/mnt/own.raw" "$work/mnt/slow.raw"
     cmp "$work/disk.raw" "$region/m-3/data"
 
+    # A base beside the destination: what it has alike is shared with it, whether the digests of the source, which
+    # lies elsewhere, are known or not.
+    rm -rf "$work/next.raw" "$work/a" && mkdir "$work/a" && cp "$work/disk.raw" "$work/next.raw"
+    printf x | dd of="$work/next.raw" bs=1 seek=60000000 conv=notrunc status=none
+    "$ferry" copy "$work/next.raw" "dir://$work/a/next" >/dev/null
+    for source in "dir://$work/a/next" "$work/next.raw"; do
+        used_kib && before=$used
+        "$ferry" copy "$source" "dir://$region/m-5" --base m-1 --verify full --json >"$work/out"
+        [ "$(field written_bytes)" -le 4194304 ] && [ "$(field reused_bytes)" -ge $((data - 4194304)) ]
+        [ "$source" = "$work/next.raw" ] || [ "$(field read_bytes)" -le 4194304 ]
+        cmp "$work/next.raw" "$region/m-5/data"
+        used_kib && [ $((used - before)) -lt 20000 ]
+        rm -rf "$region/m-5"
+    done
+    "$ferry" copy "dir://$work/a/next" "dir://$region/m-5" --base m-1 --reflink never --json >"$work/out"
+    used_kib && [ $((used - before)) -gt 100000 ]
+    cmp "$work/next.raw" "$region/m-5/data"
+
     # An image that is damaged where it lies is not passed on by a clone that is read back.
     chmod u+w "$region/m-1/data"
     printf x | dd of="$region/m-1/data" bs=1 seek=90000000 conv=notrunc status=none
@@ -65,8 +83,11 @@ for kind in xfs btrfs; do
     "$ferry" copy "dir://$region/m-1" "dir://$region/m-4" --verify full --json >"$work/out" || code=$?
     [ "$code" = 1 ] && grep -q '"kind":"corrupt"' "$work/out" && [ ! -e "$region/m-4" ]
     "$ferry" cancel "dir://$region/m-4" --json | grep -q '"clean":true'
+    # And not taken over from it as a base.
+    "$ferry" copy "dir://$work/a/next" "dir://$region/m-6" --base m-1 --json >"$work/out"
+    cmp "$work/next.raw" "$region/m-6/data"
     umount "$work/mnt"
-    echo "$kind: shared with known digests and without, suspended, resumed, unshared on demand, damage found"
+    echo "$kind: shared with known digests and without, suspended, resumed, unshared on demand, with a base, damage found"
     passed=$((passed + 1))
 done
 

@@ -2,6 +2,7 @@
 
 use blockferry::engine::CopyRequest;
 use blockferry::geometry::ChunkSize;
+use blockferry::id::ImageId;
 use blockferry::job::Endpoint;
 use blockferry::options::{CopyOptions, Limits, Verify, parse_bytes, parse_rate};
 use blockferry::{Error, ErrorKind, Result};
@@ -17,6 +18,7 @@ Examples:
   blockferry copy disk.raw dir:///srv/region-a/disk-1 --rate 100MiB/s --on-interrupt cancel
   blockferry copy dir:///srv/region-a/disk-1 /dev/vdb --destructive
   blockferry copy disk.raw dir:///srv/region-a/disk-1 --token order-4711 --json
+  blockferry copy disk-v2.raw dir:///srv/region-a/disk-2 --base disk-1
 
 The image appears at the destination whole, and durable, or not at all. Ctrl-C suspends the
 copy and prints how to go on; from elsewhere, `blockferry cancel DST` cancels it.";
@@ -46,6 +48,10 @@ pub(crate) struct Args {
     /// Overwrite a block device; what it holds is lost
     #[arg(long)]
     destructive: bool,
+    /// An image of the destination's region that is much the same: what both have alike is taken
+    /// over there, and does not travel. Its id, or where it is
+    #[arg(long, value_name = "IMAGE")]
+    base: Option<String>,
     /// An attribute of the new image; may be repeated
     #[arg(long = "attribute", value_name = "K=V")]
     attributes: Vec<String>,
@@ -57,8 +63,8 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> Result<Report> {
     let interrupts = Interrupts::catch()?;
-    let options = options_of(&args)?;
     let (source, target) = (endpoint(&args.source)?, endpoint(&args.target)?);
+    let options = options_of(&args, &target)?;
     refuse_ours(&target)?;
     let context = Context::new(&args.common)?;
     let engine = context.engine_with(|options| args.running.of_engine(options)).await?;
@@ -66,6 +72,20 @@ pub(crate) async fn run(args: Args) -> Result<Report> {
     context.register(&engine, &target).await?;
     let job = engine.copy(CopyRequest::new(source, target, options)).await?;
     Ok(follow(&job, &args.running, interrupts, &context, args.common.json).await)
+}
+
+/// An image of the destination's region, by its id or by its location.
+fn base_of(text: &str, target: &Endpoint) -> Result<ImageId> {
+    if !text.contains('/') {
+        return text.parse();
+    }
+    let base = endpoint(text)?;
+    match base.region == target.region {
+        true => Ok(base.image),
+        false => Err(Error::new(ErrorKind::Invalid, "take an image of another region as base")
+            .within(base.to_string())
+            .hint("the base lies beside the destination, where chunks are taken over from it")),
+    }
 }
 
 /// What lies among stages is taken for one, and removed as one.
@@ -79,7 +99,7 @@ fn refuse_ours(target: &Endpoint) -> Result<()> {
         .hint("no part of the path may be .blockferry or begin with .blockferry-"))
 }
 
-fn options_of(args: &Args) -> Result<CopyOptions> {
+fn options_of(args: &Args, target: &Endpoint) -> Result<CopyOptions> {
     let mut options = CopyOptions::new()
         .with_verify(Verify::parse(&args.verify)?)
         .with_destructive(args.destructive);
@@ -91,6 +111,9 @@ fn options_of(args: &Args) -> Result<CopyOptions> {
     }
     if let Some(token) = &args.token {
         options = options.with_token(token);
+    }
+    if let Some(base) = &args.base {
+        options = options.with_base(base_of(base, target)?);
     }
     for attribute in &args.attributes {
         let (key, value) = attribute.split_once('=').ok_or_else(|| {

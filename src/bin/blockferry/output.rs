@@ -332,7 +332,7 @@ fn committed_line(job: &Job, receipt: &Receipt) -> String {
         text.push_str(&format!(", {} resumed", bytes(receipt.resumed_bytes)));
     }
     if receipt.reused_bytes > 0 {
-        text.push_str(&format!(", {} shared with the source", bytes(receipt.reused_bytes)));
+        text.push_str(&format!(", {} taken over without moving", bytes(receipt.reused_bytes)));
     }
     text.push_str(&format!(" in {:.1} s", receipt.elapsed.as_secs_f64()));
     if let Some(stall) = receipt.stalls.bottleneck() {

@@ -59,6 +59,7 @@ fn fields(info: &JobInfo) -> Value {
             "ops_per_sec": info.limits.ops_per_sec,
         },
         "destructive": spec.destructive,
+        "base": spec.base.as_ref().map(ToString::to_string),
         "has_token": spec.token.is_some(),
         "attributes": spec.attributes,
         "fingerprint": facts,
@@ -100,6 +101,7 @@ fn lines(info: &JobInfo) -> Vec<String> {
         row("verify", spec.verify.to_string()),
         row("fingerprint", spec.fingerprint.to_string()),
     ];
+    lines.extend(spec.base.iter().map(|base| row("base", base.to_string())));
     if let Some(rate) = info.limits.bytes_per_sec {
         lines.push(row("rate", format!("at most {}/s", HumanBytes(rate.get()))));
     }

@@ -23,7 +23,7 @@ pub(super) struct Call<'a> {
 impl Call<'_> {
     /// Whether it may need room on the disk.
     fn needs_room(&self) -> bool {
-        matches!(self.name, "create" | "mkdir" | "write" | "allocate" | "rename" | "sync")
+        matches!(self.name, "create" | "mkdir" | "write" | "copy" | "allocate" | "rename" | "sync")
     }
 
     /// Whether it is one of those that a device can fail.
@@ -32,7 +32,7 @@ impl Call<'_> {
     }
 
     fn moves_bytes(&self) -> bool {
-        matches!(self.name, "read" | "write")
+        matches!(self.name, "read" | "write" | "copy")
     }
 }
 
@@ -172,7 +172,7 @@ impl World {
             if let Ok(inode) = self.volume.inode_mut(call.inode) {
                 inode.lose_dirty();
             }
-        } else if matches!(call.name, "write" | "rename" | "unlink" | "mkdir")
+        } else if matches!(call.name, "write" | "copy" | "rename" | "unlink" | "mkdir")
             && self.rng.chance(1, 2)
         {
             effect(self).ok();

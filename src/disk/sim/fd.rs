@@ -240,6 +240,20 @@ impl Fd {
         self.call("share", |world| world.share(source.inode, self.inode))
     }
 
+    pub(in crate::disk) fn copy_range_of(&self, source: &Self, range: ByteRange) -> Result<usize> {
+        let call = self.ranged("copy", range.offset, range.len);
+        self.shared.call_bytes(call, |world, len| {
+            if world.volume.file_system != FileSystem::Xfs {
+                return Err(Errno::OPNOTSUPP);
+            }
+            let mut bytes = vec![0; to_usize(len)];
+            let count = world.volume.inode(source.inode)?.read(range.offset, &mut bytes);
+            world.touch(self.inode)?;
+            let (file, room) = world.volume.file(self.inode)?;
+            file.write(range.offset, &bytes[..count], room)
+        })
+    }
+
     pub(in crate::disk) fn seek(&self, to: SeekFrom) -> Result<u64> {
         self.call("seek", |world| {
             let lies = world.volume.file_system == FileSystem::Other;

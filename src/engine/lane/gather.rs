@@ -19,8 +19,10 @@ const BLOCK_BYTES: usize = 64 << 10;
 /// Where a strip's bytes go.
 #[derive(Debug)]
 pub(super) struct Sink<'a> {
-    /// `None`: the target shares its bytes with the source, and nothing is to be written.
+    /// `None`: nothing is to be written.
     pub(super) writer: Option<&'a Writer>,
+    /// The target shares its bytes with the source.
+    pub(super) is_shared: bool,
     pub(super) counters: &'a Counters,
     /// Where it is, for messages.
     pub(super) place: &'a str,
@@ -98,7 +100,9 @@ impl<'a> Gather<'a> {
 
     fn take(&mut self, offset: u64, bytes: Range<usize>, data_end: u64) -> Result<()> {
         if self.sink.writer.is_none() {
-            Counters::add(&self.sink.counters.reused_bytes, to_u64(bytes.len()));
+            if self.sink.is_shared {
+                Counters::add(&self.sink.counters.reused_bytes, to_u64(bytes.len()));
+            }
             return Ok(());
         }
         // Neighbours in the window need not be neighbours in the image: zeros may lie between them.
@@ -222,7 +226,13 @@ mod tests {
         let writer = Writer::new(LocalFile::of(file.clone()).unwrap(), 1);
         let (counters, mut room, mut scratch) =
             (Counters::default(), Room::default(), Scratch::new());
-        let sink = Sink { writer: Some(&writer), counters: &counters, place: "f", blank: true };
+        let sink = Sink {
+            writer: Some(&writer),
+            is_shared: false,
+            counters: &counters,
+            place: "f",
+            blank: true,
+        };
         let mut gather = Gather::new(sink, scratch.window(), &mut room);
         for (fill, offset) in [(1, 0), (2, 64 * KIB)] {
             gather.make_space(4096, 0).unwrap();
@@ -250,8 +260,13 @@ mod tests {
             let writer = Writer::new(LocalFile::of(file.clone()).unwrap(), 1);
             let (counters, mut room, mut scratch) =
                 (Counters::default(), Room::default(), Scratch::new());
-            let sink =
-                Sink { writer: Some(&writer), counters: &counters, place: "f", blank: false };
+            let sink = Sink {
+                writer: Some(&writer),
+                is_shared: false,
+                counters: &counters,
+                place: "f",
+                blank: false,
+            };
             let mut gather = Gather::new(sink, scratch.window(), &mut room);
             // Data, then zeros, in turns; what is left between was not touched.
             for (n, offset) in [0, 128, 192, 320, 324, 512].map(|kib| kib * KIB).iter().enumerate()

@@ -1,11 +1,12 @@
 //! The local lane: a worker thread takes a strip of chunks from read to write, in pieces that stay
 //! in its cache.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::chunk::Written;
+use crate::chunk::{Content, Written};
 use crate::engine::pool::{PIECE_BYTES, Scratch};
 use crate::engine::progress::Counters;
 use crate::engine::run::Run;
@@ -13,9 +14,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_u64};
 use crate::job::Stall;
 use crate::manifest::Manifest;
-use crate::region::{LocalFile, Target};
+use crate::region::{Base, LocalFile, Target};
 use crate::sabotage;
 
+use super::base::{self, Runs};
 use super::fused::OpenChunk;
 use super::gather::{Gather, Room, Sink};
 use super::writer::Writer;
@@ -93,9 +95,14 @@ impl Ends {
         Ok(Segment { end: hole, is_data: true })
     }
 
-    fn sink(&self) -> Sink<'_> {
-        let writer = (!self.shared).then_some(&self.writer);
-        Sink { writer, counters: &self.counters, place: &self.target_place, blank: self.blank }
+    fn sink(&self, looks: bool) -> Sink<'_> {
+        Sink {
+            writer: (!self.shared && !looks).then_some(&self.writer),
+            is_shared: self.shared,
+            counters: &self.counters,
+            place: &self.target_place,
+            blank: self.blank,
+        }
     }
 }
 
@@ -106,8 +113,45 @@ pub(super) async fn copy(
     chunks: ChunkRun,
     mixed: bool,
 ) -> Result<()> {
-    let mut strip = Strip::new(ends.geometry, chunks, mixed);
-    while strip.next < chunks.end() {
+    let strip = Strip::new(ends.geometry, chunks, mixed);
+    walk(run, ends, strip, |written| enter(run, written)).await
+}
+
+/// Hashes neighbouring chunks, and takes over what the base has alike; returns the others, which
+/// are to be copied. The target is blank there.
+pub(super) async fn compare(
+    run: &Arc<Run>,
+    ends: &Arc<Ends>,
+    base: &dyn Base,
+    chunks: ChunkRun,
+    mixed: bool,
+) -> Result<VecDeque<ChunkRun>> {
+    let strip = Strip { looks: true, ..Strip::new(ends.geometry, chunks, mixed) };
+    let (mut alike, mut others) = (Runs::new(ends.geometry), Runs::new(ends.geometry));
+    let hashed = walk(run, ends, strip, |written| match written.content() {
+        Content::Zero => enter(run, written),
+        Content::Data { digest, .. } => {
+            let index = written.run().first;
+            let runs =
+                if base::holds(base, index) == Some(digest) { &mut alike } else { &mut others };
+            runs.push(index);
+        }
+    });
+    hashed.await?;
+    for chunks in alike.runs {
+        others.runs.extend(base::take(run, base, chunks).await?);
+    }
+    Ok(others.runs)
+}
+
+/// Goes through a strip, and hands out its chunks as they are done.
+async fn walk(
+    run: &Arc<Run>,
+    ends: &Arc<Ends>,
+    mut strip: Strip,
+    mut each: impl FnMut(Written),
+) -> Result<()> {
+    while strip.next < strip.chunks.end() {
         let bytes = run.gates.grant_bytes(strip.end - strip.at());
         let ops = bytes.div_ceil(to_u64(PIECE_BYTES));
         if !pass_throttle(run, bytes, ops).await {
@@ -124,7 +168,7 @@ pub(super) async fn copy(
         strip = back;
         run.gates.give_back(bytes.saturating_sub(advanced.read_bytes));
         // Also after a failure: what was written before it need not be written again.
-        advanced.written.into_iter().for_each(|written| enter(run, written));
+        advanced.written.into_iter().for_each(&mut each);
         ended?;
     }
     Ok(())
@@ -134,6 +178,8 @@ pub(super) async fn copy(
 struct Strip {
     geometry: Geometry,
     chunks: ChunkRun,
+    /// They are only looked at: nothing is written.
+    looks: bool,
     /// Where in the image the strip ends.
     end: u64,
     next: u32,
@@ -164,6 +210,7 @@ impl Strip {
         Self {
             geometry,
             chunks,
+            looks: false,
             end: range.end(),
             next: chunks.first.get(),
             open: None,
@@ -193,7 +240,7 @@ impl Strip {
     ) -> (Advanced, Result<()>) {
         let mut advanced = Advanced { written: Vec::new(), read_bytes: 0 };
         let mut room = std::mem::take(&mut self.room);
-        let mut gather = Gather::new(ends.sink(), scratch.window(), &mut room);
+        let mut gather = Gather::new(ends.sink(self.looks), scratch.window(), &mut room);
         let mut ended = Ok(());
         while ended.is_ok() && self.next < self.chunks.end() && advanced.read_bytes < budget {
             ended = self.step(ends, &mut gather, &mut advanced, budget);

@@ -1,11 +1,13 @@
 //! Lanes: how chunks get from the source to the target and, as `Written` ones, into the ledger.
 
+mod base;
 mod fused;
 mod gather;
 mod local;
 mod remote;
 mod writer;
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +24,8 @@ use crate::job::Stall;
 use crate::plan::{Move, Plan};
 use crate::sabotage;
 
+pub(crate) use base::known_alike;
+
 /// How many bytes the local lane takes from the plan at a time.
 const STRIP_BYTES: u64 = 4 << 20;
 /// How many bytes of zeros are written at a time where zeros must be written.
@@ -30,8 +34,34 @@ const ZERO_STRIP_BYTES: u64 = 256 << 20;
 /// Whoever passes sooner has not waited for a limit, only for a lock.
 const WAIT_MIN: Duration = Duration::from_micros(500);
 
+/// What a lane is to do.
+#[derive(Debug)]
+pub(crate) struct Todo {
+    /// Chunks that the base has as the source does.
+    pub(crate) alike: VecDeque<ChunkRun>,
+    pub(crate) plan: Plan,
+}
+
+impl From<Plan> for Todo {
+    fn from(plan: Plan) -> Self {
+        Self { alike: VecDeque::new(), plan }
+    }
+}
+
+enum Next {
+    Take(ChunkRun),
+    Move(Move),
+}
+
+impl Todo {
+    fn next(&mut self, take_bytes: u64) -> Option<Next> {
+        let alike = self.alike.pop_front().map(Next::Take);
+        alike.or_else(|| self.plan.next(take_bytes).map(Next::Move))
+    }
+}
+
 /// Moves everything that is planned, or stops early and orderly when the run is halted.
-pub(crate) async fn run(run: &Arc<Run>, plan: Plan) -> Result<()> {
+pub(crate) async fn run(run: &Arc<Run>, todo: Todo) -> Result<()> {
     let shared = run.is_shared();
     if let Some(manifest) = run.vouched().filter(|_| shared) {
         offload::carry(run, &manifest).await;
@@ -43,10 +73,10 @@ pub(crate) async fn run(run: &Arc<Run>, plan: Plan) -> Result<()> {
         Some(_) => (run.pool.threads() * 2, STRIP_BYTES),
         None => (run.window(), 1),
     };
-    let plan = Arc::new(Mutex::new(plan));
+    let todo = Arc::new(Mutex::new(todo));
     let mut tasks = JoinSet::new();
     for _ in 0..workers {
-        tasks.spawn(work(run.clone(), ends.clone(), plan.clone(), take_bytes));
+        tasks.spawn(work(run.clone(), ends.clone(), todo.clone(), take_bytes));
     }
     let mut first = Ok(());
     while let Some(ended) = tasks.join_next().await {
@@ -67,7 +97,7 @@ pub(crate) async fn run(run: &Arc<Run>, plan: Plan) -> Result<()> {
 async fn work(
     run: Arc<Run>,
     ends: Option<Arc<local::Ends>>,
-    plan: Arc<Mutex<Plan>>,
+    todo: Arc<Mutex<Todo>>,
     take_bytes: u64,
 ) -> Result<()> {
     loop {
@@ -79,15 +109,13 @@ async fn work(
         if run.halt.is_cancelled() {
             break;
         }
-        let next = plan.lock().unwrap_or_else(PoisonError::into_inner).next(take_bytes);
+        let next = todo.lock().unwrap_or_else(PoisonError::into_inner).next(take_bytes);
         let Some(next) = next else { break };
         run.counters.issued();
-        let moved = match (next, &ends) {
-            (Move::Zero(chunks), _) => zero(&run, chunks).await,
-            (Move::Copy { run: chunks, mixed }, Some(ends)) => {
-                local::copy(&run, ends, chunks, mixed).await
-            }
-            (Move::Copy { run: chunks, .. }, None) => remote::copy(&run, chunks).await,
+        let moved = match next {
+            Next::Take(chunks) => take(&run, &ends, chunks).await,
+            Next::Move(Move::Zero(chunks)) => zero(&run, chunks).await,
+            Next::Move(Move::Copy { run: chunks, mixed }) => copy(&run, &ends, chunks, mixed).await,
         };
         run.counters.ended(match &moved {
             Err(_) => MoveEnd::Failed,
@@ -95,6 +123,33 @@ async fn work(
             Ok(()) => MoveEnd::Succeeded,
         });
         moved?;
+    }
+    Ok(())
+}
+
+async fn copy(
+    run: &Arc<Run>,
+    ends: &Option<Arc<local::Ends>>,
+    chunks: ChunkRun,
+    mixed: bool,
+) -> Result<()> {
+    let Some(ends) = ends else { return remote::copy(run, chunks).await };
+    // What the source vouches for was compared before, and need not be hashed for that.
+    let base = run.base().filter(|_| run.vouched().is_none() && run.gains_by_base());
+    let base = base.filter(|_| ends.blank);
+    let Some(base) = base else { return local::copy(run, ends, chunks, mixed).await };
+    // Hashed first, for where the base has the same nothing is to be written.
+    for other in local::compare(run, ends, &**base, chunks, mixed).await? {
+        local::copy(run, ends, other, true).await?;
+    }
+    Ok(())
+}
+
+/// Chunks that the base has as the source does. What it turns out not to have is copied.
+async fn take(run: &Arc<Run>, ends: &Option<Arc<local::Ends>>, chunks: ChunkRun) -> Result<()> {
+    let Some(base) = run.base() else { return copy(run, ends, chunks, true).await };
+    for lost in base::take(run, &**base, chunks).await? {
+        copy(run, ends, lost, true).await?;
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use crate::geometry::{ChunkIndex, ChunkRun};
 use crate::job::Stall;
 use crate::seal::{Seal, seal};
 
-use super::{check_vouched, enter, pass_throttle};
+use super::{base, check_vouched, enter, pass_throttle};
 
 /// Copies chunks one after the other, each whole in memory, within the engine's memory budget.
 pub(super) async fn copy(run: &Arc<Run>, chunks: ChunkRun) -> Result<()> {
@@ -75,6 +75,11 @@ async fn copy_chunk(run: &Arc<Run>, index: ChunkIndex) -> Result<()> {
             .map_err(|error| error.at(run.source.location(), range.offset))?;
     }
 
+    if let Seal::Data(sealed) = &sealed
+        && base::spares(run, index, sealed.digest()).await?
+    {
+        return Ok(());
+    }
     let began = Instant::now();
     let written = match sealed {
         Seal::Zero(index) if run.is_blank() => Ok(Written::zeroes(ChunkRun::new(index, 1))),

@@ -351,13 +351,9 @@ impl Told {
     fn decode_fields(from: &mut Decoder<'_>) -> Result<Self> {
         Ok(match from.u8()? {
             TOLD_DONE => Self::Done,
-            TOLD_CAPABILITIES => Self::Capabilities(Capabilities {
-                atomic_commit: decode_flag(from)?,
-                preserves_previous: decode_flag(from)?,
-                // Every chunk is told, zero or not: the far side knows nothing else of the image.
-                blank_target: false,
-                checkpoints_itself: true,
-            }),
+            TOLD_CAPABILITIES => {
+                Self::Capabilities(Capabilities::of_peer(decode_flag(from)?, decode_flag(from)?))
+            }
             TOLD_IMAGES => {
                 let (images, more) = take_page(from, take_info)?;
                 Self::Images { images, more }

@@ -12,12 +12,12 @@ use crate::chunk::{Digest, Durable, Sealed, Written};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, ChunkRun, to_u64};
 use crate::job::{JobSpec, Progress};
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, TableBuilder};
 use crate::pump::{Packing, Pump, Socket};
-use crate::region::{BoxFuture, LocalFile, Outcome, Restored, Settled, Target, Vote, Wishes};
+use crate::region::{Base, BoxFuture, LocalFile, Outcome, Restored, Settled, Target, Vote, Wishes};
 use crate::sync::time::{Instant, sleep, timeout_at};
 use crate::sync::{Mutex, MutexGuard};
-use crate::wire::message::Token;
+use crate::wire::message::{FEATURE_DELTA, Token};
 use crate::wire::session::{Item, Sender, SenderState};
 
 use super::Far;
@@ -25,6 +25,7 @@ use super::call::{Call, Owned, Told, astray};
 use super::net::{Desk, backoff};
 
 mod attempt;
+mod base;
 
 /// How long a call about a stage waits for its owner to be found again.
 const OWNER_TIME: Duration = Duration::from_secs(60);
@@ -34,8 +35,8 @@ const CLEAN_POLL: Duration = Duration::from_millis(50);
 
 /// Stages at the other daemon, and owns it.
 pub(super) async fn stage(far: Far, spec: &JobSpec, reopen: bool) -> Result<Arc<dyn Target>> {
-    let spec = far.spec_there(spec);
-    let anchored = anchor(&far, &spec, reopen, None).await?;
+    let mut spec = far.spec_there(spec);
+    let anchored = anchor(&far, &mut spec, reopen, None).await?;
     let location = far.location_of(&spec.target.image);
     let state = State {
         token: anchored.token,
@@ -45,6 +46,7 @@ pub(super) async fn stage(far: Far, spec: &JobSpec, reopen: bool) -> Result<Arc<
         waiting: HashMap::new(),
         begun: false,
         restored: None,
+        base: None,
         sealing: None,
         outcome: None,
         refused: None,
@@ -77,12 +79,17 @@ pub(super) struct Anchored {
 /// Dials, and stages on that connection. `instead`: of the owner with that token, if it lives.
 async fn anchor(
     far: &Far,
-    spec: &JobSpec,
+    spec: &mut JobSpec,
     reopen: bool,
     instead: Option<Token>,
 ) -> Result<Anchored> {
-    let within = |error: Error| error.within(far.location_of(&spec.target.image));
+    let location = far.location_of(&spec.target.image);
+    let within = |error: Error| error.within(location.clone());
     let mut desk = far.net.dial().await.map_err(within)?;
+    if desk.greeting.agreed().is_none_or(|agreed| agreed.features & FEATURE_DELTA == 0) {
+        // The other side would not understand it: everything travels.
+        spec.base = None;
+    }
     let call = Call::Stage { reopen, instead, spec: Box::new(spec.clone()) };
     match desk.call(call).await.map_err(within)? {
         Told::Staged { token, epoch } => {
@@ -141,6 +148,8 @@ struct State {
     begun: bool,
     /// What the first one found, for `begin`.
     restored: Option<Restored>,
+    /// What the other side has told of the base, for `begin`.
+    base: Option<TableBuilder>,
     /// It is to be committed.
     sealing: Option<Digest>,
     outcome: Option<Outcome>,
@@ -417,7 +426,12 @@ impl Target for PeerTarget {
             })?;
             // A driver that is gone has said why.
             begin.send(()).ok();
-            self.stage.until(|state| state.restored.take()).await
+            let found = |state: &mut State| Some((state.restored.take()?, state.base.take()));
+            let (mut restored, base) = self.stage.until(found).await?;
+            restored.base = base.map(|table| -> Arc<dyn Base> {
+                Arc::new(base::PeerBase::new(self.stage.clone(), table))
+            });
+            Ok(restored)
         })
     }
 

@@ -13,7 +13,8 @@ use crate::geometry::{ByteRange, ChunkRun, to_usize};
 use crate::job::{JobState, Progress};
 use crate::journal::{Journal, Status};
 use crate::manifest::Manifest;
-use crate::region::{BoxFuture, LocalFile, Outcome, Restored, Target, Wishes, blocking};
+use crate::region::base::{BaseImage, LocalBase};
+use crate::region::{Base, BoxFuture, LocalFile, Outcome, Restored, Target, Wishes, blocking};
 use crate::sabotage;
 
 /// How long one waits for a decision that another process is taking.
@@ -85,12 +86,26 @@ pub(crate) struct JournaledTarget<O> {
     file: LocalFile,
     location: String,
     owned: Arc<O>,
+    base: Option<BaseImage>,
 }
 
 impl<O: Owned> JournaledTarget<O> {
     pub(crate) fn of(owned: O, location: String) -> Result<Arc<dyn Target>> {
+        Self::with_base(owned, location, None)
+    }
+
+    pub(crate) fn with_base(
+        owned: O,
+        location: String,
+        base: Option<BaseImage>,
+    ) -> Result<Arc<dyn Target>> {
         let file = LocalFile::of(owned.held().data.clone())?;
-        Ok(Arc::new(Self { file, location, owned: Arc::new(owned) }))
+        Ok(Arc::new(Self { file, location, owned: Arc::new(owned), base }))
+    }
+
+    fn base(&self) -> Option<Arc<dyn Base>> {
+        let image = self.base.clone()?;
+        Some(Arc::new(LocalBase::new(image, self.owned.clone(), self.location.clone())))
     }
 
     /// Runs blocking work on the job; errors name the place.
@@ -136,7 +151,12 @@ impl<O: Owned> Target for JournaledTarget<O> {
     }
 
     fn begin(&self) -> BoxFuture<'_, Result<Restored>> {
-        self.with(|owned| owned.held().begin())
+        let base = self.base();
+        self.with(|owned| {
+            let mut restored = owned.held().begin()?;
+            restored.base = base;
+            Ok(restored)
+        })
     }
 
     fn write(&self, chunk: Sealed) -> BoxFuture<'_, Result<Written>> {

@@ -64,7 +64,8 @@ struct World {
 impl World {
     fn new(dice: &mut Dice<'_>) -> Result<Self> {
         let picture = Picture::draw(dice)?;
-        let base = if dice.one_in(3) { Some(picture.changed(dice)?) } else { None };
+        // As long as the image or not: what both have in common counts.
+        let base = if dice.one_in(3) { Some(Picture::draw(dice)?) } else { None };
         let window = |chunks: usize| crate::geometry::to_u64(chunks * CHUNK_BYTES);
         let bounds = Bounds {
             link_bytes: window(1 + dice.below(3)),
@@ -75,7 +76,8 @@ impl World {
         };
         let bounds =
             Bounds { session_bytes: bounds.session_bytes.max(bounds.link_bytes), ..bounds };
-        let mut pusher = Pusher::new(picture.clone(), bounds).with_base(base.clone());
+        let mut pusher = Pusher::new(picture.clone(), bounds);
+        pusher.names_base = base.is_some() || dice.one_in(8);
         if dice.one_in(10) {
             let lies = picture.changed(dice)?;
             let differs = lies.manifest.root() != picture.manifest.root();
@@ -116,7 +118,7 @@ impl World {
     }
 
     fn fault(&mut self, id: u32, side: Side, dice: &mut Dice<'_>) -> Result<()> {
-        match dice.below(8) {
+        match dice.below(11) {
             0..=2 => self.network.cut(id),
             3 => self.network.duplicate(id, side),
             4 => {
@@ -128,6 +130,9 @@ impl World {
                 cut.into_iter().for_each(|id| self.hang_up(id, Side::South));
             }
             6 => self.server.work(dice.below(4), true)?,
+            7 => self.server.base_rots(dice.below(8)),
+            8 => self.server.base = None,
+            9 => self.server.base = Some(Picture::draw(dice)?),
             _ => self.pusher.wants_cancel = true,
         }
         Ok(())

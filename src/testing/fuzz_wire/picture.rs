@@ -9,7 +9,8 @@ use crate::error::Result;
 use crate::geometry::{ChunkIndex, ChunkRun, ChunkSize, Geometry, to_usize};
 use crate::id::{ImageId, JobId, RegionName};
 use crate::job::{Endpoint, Fingerprint, JobSpec};
-use crate::manifest::{ChunkTable, Manifest, TableBuilder};
+use crate::manifest::{Manifest, TableBuilder};
+use crate::region::base::in_common;
 use crate::seal::{Seal, seal};
 
 use super::dice::Dice;
@@ -41,7 +42,7 @@ impl Picture {
         Self::of(&variants)
     }
 
-    /// The same image with some chunks changed: what a base, or a liar, has.
+    /// The same image with some chunks changed: what a liar has.
     pub(super) fn changed(&self, dice: &mut Dice<'_>) -> Result<Self> {
         let variants: Vec<usize> = (0..self.chunks.len()).map(|_| dice.below(VARIANTS)).collect();
         Self::of(&variants)
@@ -70,8 +71,9 @@ impl Picture {
         Ok(Self { geometry, chunks, manifest: Arc::new(manifest) })
     }
 
-    pub(super) fn table(&self) -> ChunkTable {
-        self.manifest.table().clone()
+    /// What it has in common, as a base, with an image that is cut so.
+    pub(super) fn in_common(&self, geometry: Geometry) -> Result<TableBuilder> {
+        in_common(self.manifest.table(), geometry)
     }
 
     pub(super) fn chunk(&self, index: ChunkIndex) -> &Drawn {

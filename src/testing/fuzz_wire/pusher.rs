@@ -7,6 +7,8 @@ use bytes::BytesMut;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ChunkIndex, ChunkRun};
+use crate::id::ImageId;
+use crate::manifest::TableBuilder;
 use crate::wire::compress::Packer;
 use crate::wire::frame::{Expect, Frame, Packet};
 use crate::wire::message::{Begin, Codec, Decision, Hello, Name, Standing};
@@ -37,7 +39,10 @@ pub(super) struct Pusher {
     rest: Rest,
     todo: BTreeSet<u32>,
     in_flight: BTreeMap<Item, Vec<u32>>,
-    base: Option<Picture>,
+    /// What the server has told of the base.
+    base: Option<TableBuilder>,
+    /// What it could not take over after all.
+    lost: BTreeSet<u32>,
     epoch: u32,
     cancel_sent: bool,
     has_synced: bool,
@@ -62,16 +67,11 @@ impl Pusher {
             todo: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             base: None,
+            lost: BTreeSet::new(),
             epoch: 0,
             cancel_sent: false,
             has_synced: false,
         }
-    }
-
-    pub(super) fn with_base(mut self, base: Option<Picture>) -> Self {
-        self.names_base = base.is_some();
-        self.base = base;
-        self
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -82,10 +82,11 @@ impl Pusher {
     pub(super) fn crash(&mut self) -> Vec<u32> {
         let connections = self.connections();
         let picture = self.picture.clone();
-        let fresh = Self::new(picture, self.bounds).with_base(self.base.take());
+        let fresh = Self::new(picture, self.bounds);
         let old = std::mem::replace(self, fresh);
         self.lies = old.lies;
         self.names_root = old.names_root;
+        self.names_base = old.names_base;
         self.wants_cancel = old.wants_cancel;
         self.decision = old.decision;
         self.refused = old.refused;
@@ -184,10 +185,12 @@ impl Pusher {
         self.epoch = self.epoch.max(epoch) + 1;
         let shown = self.lies.as_ref().unwrap_or(&self.picture);
         let manifest = self.names_root.then_some(&shown.manifest);
-        let spec = self.picture.spec()?;
-        let base = if self.names_base { Some(spec.target.image.clone()) } else { None };
+        let mut spec = self.picture.spec()?;
+        if self.names_base {
+            spec.base = Some(ImageId::try_from("base")?);
+        }
         let root = manifest.map(|manifest| manifest.root());
-        let begin = Begin { epoch: self.epoch, root, base, spec };
+        let begin = Begin { epoch: self.epoch, root, spec };
         let rest = std::mem::take(&mut self.rest);
         self.sender = Some(Sender::push(link, begin, manifest, rest, now)?);
         self.links.insert(id);
@@ -208,7 +211,11 @@ impl Pusher {
         let mut hung_up = Vec::new();
         while let Some(event) = self.sender.as_mut().and_then(Sender::poll_event) {
             match event {
-                SenderEvent::Ready { held, .. } => {
+                SenderEvent::Ready { held, base, .. } => {
+                    // As a driver that goes on from one attempt to the next, it believes the first.
+                    if self.base.is_none() {
+                        self.base = base.map(|base| *base);
+                    }
                     let flying: BTreeSet<u32> =
                         self.in_flight.values().flatten().copied().collect();
                     let missing = |index: &u32| held.digest(ChunkIndex::new(*index)).is_none();
@@ -220,7 +227,9 @@ impl Pusher {
                     assert!(self.in_flight.remove(&item).is_some(), "acknowledged twice: {item:?}");
                 }
                 SenderEvent::Refused(item, _) => {
-                    self.todo.extend(self.in_flight.remove(&item).unwrap_or_default());
+                    let chunks = self.in_flight.remove(&item).unwrap_or_default();
+                    self.lost.extend(&chunks);
+                    self.todo.extend(chunks);
                 }
                 SenderEvent::Lost(runs) => {
                     self.todo.extend(runs.iter().flat_map(|run| run.iter().map(ChunkIndex::get)));
@@ -272,9 +281,14 @@ impl Pusher {
         let shown = self.lies.as_ref().unwrap_or(&self.picture);
         let drawn = shown.chunk(index);
         let run = ChunkRun::new(index, 1);
-        let same = |base: &Picture| base.chunk(index).digest == drawn.digest;
-        let item = if self.base.as_ref().is_some_and(same) {
-            sender.send_same(vec![run])?
+        let in_base = self.base.as_ref().and_then(|base| base.digest(index)).flatten();
+        let is_same = drawn.digest.is_some() && in_base == drawn.digest;
+        // A later attempt may have found another base, or none: that is refused here already.
+        let same = (is_same && !self.lost.contains(&index.get()))
+            .then(|| sender.send_same(vec![run]).ok())
+            .flatten();
+        let item = if let Some(item) = same {
+            item
         } else if let Some(digest) = drawn.digest {
             if sender.room() == 0 {
                 return Ok(());

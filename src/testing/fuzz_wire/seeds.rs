@@ -62,7 +62,7 @@ fn messages() -> Vec<Message> {
     if let Ok(picture) = Picture::draw(&mut Dice::Script(&[3])) {
         messages.extend(picture.name().map(Message::Query));
         let root = Some(digest);
-        let begin = |spec| crate::wire::message::Begin { epoch: 3, root, base: None, spec };
+        let begin = |spec| crate::wire::message::Begin { epoch: 3, root, spec };
         messages.extend(picture.spec().map(|spec| Message::Begin(Box::new(begin(spec)))));
     }
     messages

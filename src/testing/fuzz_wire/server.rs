@@ -46,7 +46,11 @@ enum Work {
 #[derive(Debug)]
 pub(super) struct Server {
     picture: Picture,
-    base: Option<Picture>,
+    /// What lies under the base's name now, and the chunks of it that are damaged.
+    pub(super) base: Option<Picture>,
+    rotten: BTreeSet<u32>,
+    /// The base of the attempt that runs: it was opened when that began.
+    opened: Option<Picture>,
     bounds: Bounds,
     stage: Stage,
     greetings: BTreeMap<u32, Greeting>,
@@ -62,6 +66,8 @@ impl Server {
         Self {
             picture,
             base,
+            rotten: BTreeSet::new(),
+            opened: None,
             bounds,
             stage: Stage::default(),
             greetings: BTreeMap::new(),
@@ -82,8 +88,13 @@ impl Server {
         let connections = self.connections();
         let stage = Stage { volatile: BTreeMap::new(), ..std::mem::take(&mut self.stage) };
         let fresh = Self::new(self.picture.clone(), self.base.take(), self.bounds);
-        *self = Self { stage, ..fresh };
+        *self = Self { stage, rotten: std::mem::take(&mut self.rotten), ..fresh };
         connections
+    }
+
+    /// A chunk of the base is not what its digest says any more.
+    pub(super) fn base_rots(&mut self, index: usize) {
+        self.rotten.extend(u32::try_from(index));
     }
 
     pub(super) fn connections(&self) -> Vec<u32> {
@@ -199,7 +210,9 @@ impl Server {
         self.links = BTreeSet::from([id]);
         self.sync();
         let token = Token::derive(&[3; 32], "north", begin.session());
-        let base = self.base.as_ref().filter(|_| begin.base.is_some()).map(Picture::table);
+        self.opened = self.base.clone().filter(|_| begin.spec.base.is_some());
+        let cut = |base: &Picture| base.in_common(self.picture.geometry);
+        let base = self.opened.as_ref().map(cut).transpose()?;
         let mut receiver = Receiver::answer(link, request, begin)?;
         let accepted = Accepted { held: self.held(), data_bytes: 0, base, token };
         receiver.accept(accepted)?;
@@ -291,7 +304,15 @@ impl Server {
 
     fn copy(&mut self, ticket: Ticket) -> Result<()> {
         let (mut written, mut stored) = (Vec::new(), Vec::new());
-        let Some(base) = &self.base else { return Ok(()) };
+        let Some(base) = &self.opened else { return Ok(()) };
+        let is_rotten = |index: ChunkIndex| self.rotten.contains(&index.get());
+        if ticket.runs().iter().flat_map(|run| run.iter()).any(is_rotten) {
+            let error = Error::new(ErrorKind::Corrupt, "take a chunk over");
+            if let Some(receiver) = &mut self.receiver {
+                receiver.refused(ticket, error);
+            }
+            return Ok(());
+        }
         for index in ticket.runs().iter().flat_map(|run| run.iter()) {
             let drawn = base.chunk(index);
             stored.push((index.get(), (drawn.digest, drawn.bytes.clone())));
@@ -423,7 +444,7 @@ mod tests {
         let mut answer = server.poll_transmit(id).unwrap().to_bytes();
         let answer = Frame::decode(&mut answer, north.expects()).unwrap().unwrap();
         north.handle_frame(&answer, now);
-        let begin = Begin { epoch, root: None, base: None, spec: picture.spec().unwrap() };
+        let begin = Begin { epoch, root: None, spec: picture.spec().unwrap() };
         let rest = Rest::default();
         let mut sender = Sender::push(north.into_link().unwrap(), begin, None, rest, now).unwrap();
         server.hear(id, &sender.poll_transmit(link, now).unwrap().to_bytes(), now).unwrap();

@@ -5,15 +5,18 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::chunk::Written;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ChunkIndex, ChunkRun};
 use crate::id::{ImageId, JobId, RegionName};
+use crate::job::JobSpec;
 use crate::manifest::TableBuilder;
 use crate::wire::frame::Frame;
-use crate::wire::message::{Begin, Codec, Fetch, Hello, Kind, Message, Role, Session, Token};
+use crate::wire::message::{
+    Begin, Codec, Fetch, Hello, Kind, Message, Piece, PieceRun, Role, Session, Token,
+};
 use crate::wire::session::{
     Accepted, Bounds, Greeting, GreetingEvent, Link, LinkId, Opener, Pace, Receiver, ReceiverEvent,
-    Rest, Sender, SenderEvent, SenderState,
+    ReceiverState, Rest, Sender, SenderEvent, SenderState,
 };
 
 use super::dice::Dice;
@@ -44,10 +47,11 @@ fn receive(dice: &mut Dice<'_>) -> Result<()> {
     let picture = Picture::draw(dice)?;
     let mut receiver = if is_push {
         let root = (dice.below(2) == 0).then(|| picture.manifest.root());
-        let begin = Begin { epoch: 1, root, base: None, spec: picture.spec()? };
+        let begin = Begin { epoch: 1, root, spec: with_base(picture.spec()?)? };
         let Some((link, id, begin)) = pushed(begin, start)? else { return Ok(()) };
         let mut receiver = Receiver::answer(link, id, begin)?;
-        receiver.accept(accepted(&picture))?;
+        let base = if dice.below(2) == 0 { None } else { Some(Picture::draw(dice)?) };
+        receiver.accept(accepted(&picture, base.as_ref())?)?;
         receiver
     } else {
         let Some(link) = dialled(start)? else { return Ok(()) };
@@ -63,7 +67,7 @@ fn receive(dice: &mut Dice<'_>) -> Result<()> {
         receiver.handle_frame(PEER, &frame(dice, &picture, &mut made), now);
         assert!(receiver.committed_bytes() <= BOUNDS.session_bytes, "past the credits");
         while let Some(event) = receiver.poll_event() {
-            attend_receiver(&mut receiver, event, &picture, now)?;
+            attend_receiver(&mut receiver, event, &picture, made, now)?;
         }
     }
     Ok(())
@@ -73,6 +77,7 @@ fn attend_receiver(
     receiver: &mut Receiver,
     event: ReceiverEvent,
     picture: &Picture,
+    made: u64,
     now: Instant,
 ) -> Result<()> {
     match event {
@@ -93,7 +98,17 @@ fn attend_receiver(
                 ticket.runs().iter().map(|run| Written::zeroes(*run)).collect();
             receiver.written(ticket, &written)?;
         }
-        ReceiverEvent::Same(ticket) => assert!(ticket.runs().is_empty(), "there is no base"),
+        ReceiverEvent::Same(ticket) if made.is_multiple_of(5) => {
+            receiver.refused(ticket, Error::new(ErrorKind::Corrupt, "take a chunk over"));
+            assert!(!matches!(receiver.state(), ReceiverState::Decided), "decided by a refusal");
+        }
+        ReceiverEvent::Same(ticket) => {
+            let in_base = |index| receiver.in_base(index);
+            let chunks = ticket.runs().iter().flat_map(|run| run.iter());
+            let written: Vec<Written> =
+                chunks.filter_map(|index| Some(Written::data(index, in_base(index)?, 0))).collect();
+            receiver.written(ticket, &written)?;
+        }
         ReceiverEvent::Commit(manifest) => {
             assert_eq!(manifest.geometry(), picture.geometry, "another image is committed");
             let held = receiver.table().cloned().and_then(TableBuilder::finish);
@@ -119,7 +134,7 @@ fn send(dice: &mut Dice<'_>) -> Result<()> {
     let picture = Picture::draw(dice)?;
     let manifest = (dice.below(2) == 0).then_some(&picture.manifest);
     let root = manifest.map(|manifest| manifest.root());
-    let begin = Begin { epoch: 1, root, base: None, spec: picture.spec()? };
+    let begin = Begin { epoch: 1, root, spec: with_base(picture.spec()?)? };
     let Some(link) = dialled(start)? else { return Ok(()) };
     let mut sender = Sender::push(link, begin, manifest, Rest::default(), start)?;
     let (mut now, mut made, mut next) = (start, 0, 0);
@@ -139,6 +154,8 @@ fn send(dice: &mut Dice<'_>) -> Result<()> {
             let index = ChunkIndex::new(next);
             let drawn = picture.chunk(index);
             match drawn.digest {
+                // Of a base that this receiver told of, or never did.
+                Some(_) if sender.send_same(vec![ChunkRun::new(index, 1)]).is_ok() => {}
                 Some(digest) => {
                     sender.send_chunk(index, digest, Codec::Raw, drawn.bytes.clone())?;
                 }
@@ -152,9 +169,16 @@ fn send(dice: &mut Dice<'_>) -> Result<()> {
     Ok(())
 }
 
-fn accepted(picture: &Picture) -> Accepted {
+fn accepted(picture: &Picture, base: Option<&Picture>) -> Result<Accepted> {
     let held = TableBuilder::new(picture.geometry);
-    Accepted { held, data_bytes: 0, base: None, token: Token::from_bytes([3; 32]) }
+    let base = base.map(|base| base.in_common(picture.geometry)).transpose()?;
+    Ok(Accepted { held, data_bytes: 0, base, token: Token::from_bytes([3; 32]) })
+}
+
+fn with_base(spec: JobSpec) -> Result<JobSpec> {
+    let mut spec = spec;
+    spec.base = Some(ImageId::try_from("base")?);
+    Ok(spec)
 }
 
 /// A frame of the fuzzer's: of any kind, most often with a body that means something.
@@ -177,6 +201,15 @@ fn frame(dice: &mut Dice<'_>, picture: &Picture, made: &mut u64) -> Frame {
             Message::Chunk(crate::wire::message::Chunk { index, codec, digest, bytes })
         }
         (Kind::Zeroes, _) => Message::Zeroes(vec![run]),
+        (Kind::Same, _) => Message::Same(vec![run]),
+        (Kind::Table | Kind::Held, Some(drawn)) => {
+            let told = match drawn.digest {
+                Some(digest) => PieceRun::Data { first: index, digests: vec![digest] },
+                None => PieceRun::Zero(ChunkRun::new(index, 1)),
+            };
+            let piece = Piece { runs: vec![told] };
+            if kind == Kind::Table { Message::Table(piece) } else { Message::Held(piece) }
+        }
         (Kind::Durable, _) => Message::Durable(vec![run]),
         (Kind::Want, _) => Message::Want(run),
         (Kind::Seal, _) => Message::Seal { root: picture.manifest.root() },

@@ -92,9 +92,7 @@ pub struct Begin {
     /// The root of the image, when the sender has its digests: it sends them in `Table`s, and the
     /// receiver checks each chunk against them as it arrives.
     pub root: Option<Digest>,
-    /// An image of the receiver's region that is probably much the same.
-    pub base: Option<ImageId>,
-    /// The job: what is to be staged where, how it is cut, its attributes.
+    /// The job: what is to be staged where, how it is cut, its base, its attributes.
     pub spec: JobSpec,
 }
 
@@ -107,7 +105,6 @@ impl Begin {
     pub(super) fn encode(&self, out: &mut Encoder) {
         out.u32(self.epoch);
         encode_digest(self.root, out);
-        encode_base(self.base.as_ref(), out);
         self.spec.encode(out);
     }
 
@@ -115,7 +112,6 @@ impl Begin {
         Ok(Self {
             epoch: decode_epoch(from)?,
             root: decode_digest(from)?,
-            base: decode_base(from)?,
             spec: JobSpec::decode(from)?,
         })
     }
@@ -231,16 +227,6 @@ pub(crate) fn encode_digest(digest: Option<Digest>, out: &mut Encoder) {
 
 pub(crate) fn decode_digest(from: &mut Decoder<'_>) -> Result<Option<Digest>> {
     from.option(|from| from.array().map(Digest::from_bytes))
-}
-
-fn encode_base(base: Option<&ImageId>, out: &mut Encoder) {
-    out.option(base, |out, base| {
-        out.block(base.as_str().as_bytes());
-    });
-}
-
-fn decode_base(from: &mut Decoder<'_>) -> Result<Option<ImageId>> {
-    from.option(decode_image)
 }
 
 pub(crate) fn decode_image(from: &mut Decoder<'_>) -> Result<ImageId> {

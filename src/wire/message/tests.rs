@@ -64,7 +64,8 @@ fn samples() -> Vec<Message> {
         offset: Some(65536),
         action: "w".into(),
     };
-    let begin = Begin { epoch: 3, root, base: Some(image()), spec: spec() };
+    let mut begin = Begin { epoch: 3, root, spec: spec() };
+    begin.spec.base = Some(image());
     let facts = Fingerprint::new().with("size", 1);
     let data = Extent { range: ByteRange::new(0, 4096), kind: ExtentKind::Data };
     let zero = Extent { range: ByteRange::new(4096, 1), kind: ExtentKind::Zero };

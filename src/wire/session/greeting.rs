@@ -8,7 +8,9 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::frame::{Expect, Frame, Packet, VERSION_NONE};
-use crate::wire::message::{Begin, Decision, Fetch, Hello, Join, Message, Name, Refusal, Standing};
+use crate::wire::message::{
+    Agreed, Begin, Decision, Fetch, Hello, Join, Message, Name, Refusal, Standing,
+};
 
 use super::receiver::check_geometry;
 use super::{Bounds, Link, LinkId, Pace};
@@ -124,6 +126,14 @@ impl Greeting {
             events: VecDeque::new(),
             until: now + pace.greeting_max,
             kept: false,
+        }
+    }
+
+    /// What both sides have agreed on; `None` before that, and after the end.
+    pub fn agreed(&self) -> Option<Agreed> {
+        match &self.state {
+            State::Agreed(link) | State::Opened(link) => Some(link.agreed()),
+            State::Hailing | State::Waiting | State::Closed => None,
         }
     }
 

@@ -60,7 +60,7 @@ fn begin(root: Option<Digest>) -> Begin {
     };
     let job = JobId::from_bytes([5; 16]);
     let spec = JobSpec::new(job, end(), end(), geometry(), Fingerprint::new());
-    Begin { epoch: 1, root, base: None, spec }
+    Begin { epoch: 1, root, spec }
 }
 
 fn name() -> Name {
@@ -698,4 +698,149 @@ fn a_chunk_that_was_fetched_may_come_again_when_its_acknowledgement_was_lost() {
 
 fn told_of(receiver: &mut Receiver, chunk: Chunk, now: Instant) -> ErrorKind {
     told(receiver, &Message::Chunk(chunk), 100, now)
+}
+
+/// A push with a base: its receiver tells these chunks of it, each as that of the image so shifted.
+fn based(
+    epoch: u32,
+    told: Option<(&[u32], u32)>,
+    rest: Rest,
+    features: u64,
+) -> (Sender, Receiver, Instant) {
+    let now = Instant::now();
+    let hello = Hello { features, ..Hello::new(64 << 10) };
+    let mut north = Greeting::dial(CONTROL, hello, bounds(), Pace::default(), now);
+    let mut south = Greeting::listen(CONTROL, Hello::new(64 << 10), bounds(), Pace::default(), now);
+    south.handle_frame(&frame(&north.poll_transmit().unwrap()), now);
+    north.handle_frame(&frame(&south.poll_transmit().unwrap()), now);
+    assert!(matches!(south.poll_event(), Some(GreetingEvent::Agreed)));
+    let mut begin = Begin { epoch, ..begin(None) };
+    begin.spec.base = Some("base".parse().unwrap());
+    let mut sender = Sender::push(north.into_link().unwrap(), begin, None, rest, now).unwrap();
+    let packet = sender.poll_transmit(CONTROL, now).unwrap();
+    let (id, Opener::Begin(begin)) = opened(&mut south, &packet, now) else { panic!("no begin") };
+    let mut receiver = Receiver::answer(south.into_link().unwrap(), id, begin).unwrap();
+    let base = told.map(|(chunks, shift)| {
+        let mut base = TableBuilder::new(geometry());
+        chunks.iter().for_each(|at| base.put(run(*at, 1), content(at + shift)));
+        base
+    });
+    let (held, token) = (TableBuilder::new(geometry()), Token::from_bytes([9; 32]));
+    receiver.accept(Accepted { held, data_bytes: 0, base, token }).unwrap();
+    exchange(&mut sender, &mut receiver, now);
+    (sender, receiver, now)
+}
+
+/// The base that a sender was told of when it became ready.
+fn told_base(sender: &mut Sender) -> Option<Box<TableBuilder>> {
+    match sender.poll_event() {
+        Some(SenderEvent::Ready { base, .. }) => base,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refusals(sender: &mut Sender) -> Vec<(Item, ErrorKind)> {
+    let refused = |event| match event {
+        SenderEvent::Refused(item, error) => Some((item, error.kind())),
+        _ => None,
+    };
+    std::iter::from_fn(|| sender.poll_event()).filter_map(refused).collect()
+}
+
+#[test]
+fn chunks_of_a_base_are_taken_over_as_far_as_it_was_told() {
+    let (mut sender, mut receiver, now) = based(1, Some((&[0, 1, 3], 0)), Rest::default(), 3);
+    let base = told_base(&mut sender).unwrap();
+    assert_eq!(base.missing(), 1);
+    assert_eq!(base.digest(index(3)), Some(Some(digest(3))));
+    assert!(sender.send_same(vec![run(1, 2)]).is_err(), "the base does not hold chunk 2");
+    let same = sender.send_same(vec![run(0, 2), run(3, 1)]).unwrap();
+    exchange(&mut sender, &mut receiver, now);
+    let Some(ReceiverEvent::Same(ticket)) = receiver.poll_event() else { panic!("not told") };
+    let written = |at: u32| Written::data(index(at), digest(at), 0);
+    receiver.written(ticket, &[written(0), written(1), written(3)]).unwrap();
+    exchange(&mut sender, &mut receiver, now);
+    assert!(
+        std::iter::from_fn(|| sender.poll_event())
+            .any(|event| matches!(event, SenderEvent::Written(of) if of == same))
+    );
+    sender.send_chunk(index(2), digest(2), Codec::Raw, bytes(2)).unwrap();
+    exchange(&mut sender, &mut receiver, now);
+    write(&mut receiver);
+    exchange(&mut sender, &mut receiver, now);
+    sender.seal(manifest().root(), now).unwrap();
+    exchange(&mut sender, &mut receiver, now);
+    let events = write(&mut receiver);
+    assert!(events.iter().any(|event| matches!(event, ReceiverEvent::Commit(_))));
+    // A chunk that is being taken over cannot come as bytes meanwhile, nor the other way round.
+    let chunk = |at| {
+        let (codec, digest, bytes) = (Codec::Raw, digest(at), bytes(at));
+        Message::Chunk(Chunk { index: index(at), codec, digest, bytes })
+    };
+    let same = || Message::Same(vec![run(0, 1)]);
+    for (first, then) in [(same(), chunk(0)), (chunk(0), same())] {
+        let (_, mut receiver, now) = based(1, Some((&[0], 0)), Rest::default(), 3);
+        receiver.handle_frame(CONTROL, &frame(&first.packet(VERSION, 100)), now);
+        let in_hand = receiver.poll_event();
+        assert!(in_hand.is_some());
+        assert_eq!(told(&mut receiver, &then, 101, now), ErrorKind::Invalid);
+    }
+    // What the base does not hold cannot be asked for by others either.
+    let (_, mut receiver, now) = based(1, Some((&[0, 1, 3], 0)), Rest::default(), 3);
+    let message = Message::Same(vec![run(1, 2)]);
+    assert_eq!(told(&mut receiver, &message, 100, now), ErrorKind::Invalid);
+}
+
+#[test]
+fn a_base_that_is_damaged_refuses_the_chunks_and_not_the_session() {
+    let (mut sender, mut receiver, now) = based(1, Some((&[0, 1, 2, 3], 0)), Rest::default(), 3);
+    told_base(&mut sender).unwrap();
+    let item = sender.send_same(vec![run(0, 4)]).unwrap();
+    exchange(&mut sender, &mut receiver, now);
+    let Some(ReceiverEvent::Same(ticket)) = receiver.poll_event() else { panic!("not told") };
+    receiver.refused(ticket, Error::new(ErrorKind::Corrupt, "take a chunk over"));
+    assert_eq!(receiver.state(), ReceiverState::Receiving);
+    exchange(&mut sender, &mut receiver, now);
+    assert_eq!(refusals(&mut sender), [(item, ErrorKind::Corrupt)]);
+    send_all(&mut sender, &mut receiver, now);
+    sender.seal(manifest().root(), now).unwrap();
+    exchange(&mut sender, &mut receiver, now);
+    let events = write(&mut receiver);
+    assert!(events.iter().any(|event| matches!(event, ReceiverEvent::Commit(_))));
+}
+
+#[test]
+fn of_a_base_only_what_it_was_at_first_is_taken_over_later() {
+    for (later, kept) in
+        [(None, false), (Some((&[0, 1][..], 1)), false), (Some((&[0][..], 0)), true)]
+    {
+        let (mut sender, _, _) = based(1, Some((&[0, 1], 0)), Rest::default(), 3);
+        told_base(&mut sender).unwrap();
+        let item = sender.send_same(vec![run(0, 1)]).unwrap();
+        sender.link_lost(CONTROL, Error::new(ErrorKind::Unavailable, "read connection"));
+        // An attempt that never came to that has not forgotten it.
+        let now = Instant::now();
+        let (north, _) = greeted(CONTROL, now);
+        let mut next = Begin { epoch: 2, ..begin(None) };
+        next.spec.base = Some("base".parse().unwrap());
+        let link = north.into_link().unwrap();
+        let mut idle = Sender::push(link, next, None, sender.into_rest(), now).unwrap();
+        idle.link_lost(CONTROL, Error::new(ErrorKind::Unavailable, "read connection"));
+        let (mut sender, mut receiver, now) = based(3, later, idle.into_rest(), 3);
+        told_base(&mut sender);
+        exchange(&mut sender, &mut receiver, now);
+        match kept {
+            true => assert!(matches!(receiver.poll_event(), Some(ReceiverEvent::Same(_)))),
+            false => assert_eq!(refusals(&mut sender), [(item, ErrorKind::NotFound)], "{later:?}"),
+        }
+        assert!(sender.send_same(vec![run(1, 1)]).is_err(), "not in both: {later:?}");
+    }
+}
+
+#[test]
+fn who_has_not_agreed_on_it_is_told_of_no_base() {
+    let (mut sender, receiver, _) = based(1, Some((&[0, 1], 0)), Rest::default(), 1);
+    assert!(told_base(&mut sender).is_none());
+    assert!(sender.send_same(vec![run(0, 1)]).is_err());
+    assert_eq!(receiver.in_base(index(0)), None);
 }

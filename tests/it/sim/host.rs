@@ -43,6 +43,7 @@ const FILE_MODE: u32 = 0o644;
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) sim: Simulation,
+    share: bool,
     memory: MemoryRegion,
     _entered: Entered,
 }
@@ -55,7 +56,8 @@ pub(crate) struct Daemon {
 }
 
 impl Host {
-    pub(crate) fn new(seed: u64, source: &[u8]) -> Self {
+    /// `share`: copies may share extents.
+    pub(crate) fn new(seed: u64, source: &[u8], share: bool) -> Self {
         let sim = Simulation::new(seed);
         let entered = sim.enter();
         for folder in ["a", "b", "files", "state"] {
@@ -64,7 +66,7 @@ impl Host {
         sim.write(SOURCE, source).unwrap();
         let memory = MemoryRegion::new("m");
         memory.insert(&image("image"), source.to_vec());
-        Self { sim, memory, _entered: entered }
+        Self { sim, share, memory, _entered: entered }
     }
 
     /// The source gets other bytes, wherever it lies.
@@ -83,10 +85,25 @@ impl Host {
         })
     }
 
+    /// Copies what is almost the source into region `b`, as a base.
+    pub(crate) async fn put_base(&self, source: &[u8]) {
+        let mut bytes = source.to_vec();
+        if let [_, .., last] = &mut bytes[..] {
+            *last ^= 1;
+        }
+        self.sim.write(SOURCE, &bytes).unwrap();
+        self.put("b/base").await;
+        self.sim.write(SOURCE, source).unwrap();
+    }
+
     /// Copies the source into region `a`, from where it comes with its digests.
     pub(crate) async fn put_image(&self) {
+        self.put("a/image").await;
+    }
+
+    async fn put(&self, to: &str) {
         let daemon = self.daemon(false).await.unwrap();
-        let job = daemon.engine.copy(request("s/image", "a/image", options())).await.unwrap();
+        let job = daemon.engine.copy(request("s/image", to, options())).await.unwrap();
         let outcome = job.wait().await;
         assert!(matches!(outcome, JobOutcome::Committed(_)), "{outcome:?}");
         daemon.engine.shutdown(Shutdown::Suspend, AGES).await;
@@ -97,7 +114,8 @@ impl Host {
     /// Starts a process with an engine. `often`: checkpoints come often.
     pub(crate) async fn daemon(&self, often: bool) -> blockferry::Result<Daemon> {
         let process = self.sim.process();
-        let mut options = EngineOptions::new(process.path("state")).with_threads(1);
+        let options = EngineOptions::new(process.path("state")).with_threads(1);
+        let mut options = options.with_share_extents(self.share);
         if often {
             options = options.with_checkpoint(64 * KIB, Duration::from_millis(1));
         }

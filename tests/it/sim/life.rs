@@ -14,7 +14,7 @@ use super::host::{
 };
 use super::oracle::Oracle;
 use super::settle::{all_ended, settle, told};
-use crate::world::{end, region};
+use crate::world::{end, image, region};
 
 /// Everything that a life follows from.
 #[derive(Clone, Debug)]
@@ -26,6 +26,10 @@ pub(crate) struct Case {
     pub(crate) vouched: bool,
     /// The source is an image in memory.
     pub(crate) in_memory: bool,
+    /// Copies to the region with folders have a base there, whose reads may be wrong.
+    pub(crate) based: bool,
+    /// Extents may be shared.
+    pub(crate) share: bool,
     pub(crate) often: bool,
     pub(crate) verify: bool,
     /// Pages of room, if it is scarce.
@@ -86,7 +90,8 @@ impl Case {
         faults.power_lost = if crashes { rate(rng, &[0, 1_000]) } else { 0 };
         let vouched = rng.chance(1, 4);
         let verify = rng.chance(1, 3);
-        faults.flipped_reads = if vouched { rate(rng, &[0, 50_000]) } else { 0 };
+        faults.flipped_reads =
+            if vouched || rng.chance(1, 4) { rate(rng, &[0, 50_000]) } else { 0 };
         faults.rotten_syncs = if verify { rate(rng, &[0, 200_000]) } else { 0 };
         faults.misdirected = if verify { rate(rng, &[0, 200_000]) } else { 0 };
         let mut case = Self {
@@ -95,6 +100,8 @@ impl Case {
             file_system: rng.pick(&["ext4", "ext4", "xfs", "tmpfs", "other"]).unwrap(),
             vouched,
             in_memory: !vouched && rng.chance(1, 6),
+            based: rng.chance(1, 4),
+            share: rng.chance(3, 4),
             often: rng.chance(1, 2),
             verify,
             room: rng.chance(1, 8).then(|| 20 + rng.below(150)),
@@ -210,14 +217,18 @@ struct Life {
 impl Life {
     async fn new(case: &Case, keep_log: bool) -> Self {
         let source = bytes_of(0, case.source_len);
-        let host = Host::new(case.seed, &source);
+        let host = Host::new(case.seed, &source, case.share);
         host.sim.use_file_system(case.file_system);
         if keep_log {
             host.sim.keep_log();
         }
         let mut oracle = Oracle::default();
-        oracle.knows_source(source);
+        oracle.knows_source(source.clone());
         oracle.may_overlook = case.fails_with(Failure::Io);
+        if case.based {
+            host.put_base(&source).await;
+            host.sim.make_flaky("b/base/data");
+        }
         if case.vouched {
             host.put_image().await;
             host.sim.make_flaky("a/image/data");
@@ -346,6 +357,9 @@ async fn ask(daemon: Daemon, oracle: Arc<Mutex<Oracle>>, step: Step, case: Case)
                 _ => "s/image",
             };
             let mut options = verified(case.verify).with_limits(limits(slow));
+            if case.based && DESTINATIONS[to].starts_with("b/") {
+                options = options.with_base(image("base"));
+            }
             if let Some(token) = token {
                 options = options.with_token(format!("{token}-{to}-{slow}"));
             }

@@ -156,7 +156,7 @@ impl Scenario {
     /// Everything up to the part that is tried.
     async fn begin(self) -> Stage {
         let source = self.source();
-        let host = Host::new(7, &source);
+        let host = Host::new(7, &source, true);
         let mut oracle = Oracle::default();
         oracle.knows_source(source);
         let daemon = host.daemon(true).await.unwrap();

@@ -130,6 +130,8 @@ fn without_faults(case: &Case) -> Vec<Case> {
     push(&|case| case.verify = false);
     push(&|case| case.vouched = false);
     push(&|case| case.in_memory = false);
+    push(&|case| case.based = false);
+    push(&|case| case.share = true);
     push(&|case| case.often = false);
     push(&|case| case.source_len = 5_000);
     push(&|case| case.file_system = "ext4");

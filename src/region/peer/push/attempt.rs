@@ -173,8 +173,9 @@ async fn look(stage: &Stage) -> Result<Found> {
         Answer::Standing(Standing::Decided(decision)) => Ok(Found::Decided(outcome_of(decision))),
         Answer::Standing(Standing::Staged { .. }) => {
             let instead = Some(stage.state().token);
+            let mut spec = stage.spec.clone();
             let Anchored { desk, token, epoch } =
-                anchor(&stage.far, &stage.spec, true, instead).await?;
+                anchor(&stage.far, &mut spec, true, instead).await?;
             let socket = desk.conn.socket.clone();
             stage.change(|state| {
                 (state.token, state.epoch, state.socket) = (token, epoch, socket);
@@ -207,8 +208,7 @@ async fn push(
     };
     let id = link.id();
     stage.packing.allow(link.agreed().features & FEATURE_ZSTD != 0);
-    let begin =
-        Begin { epoch: stage.state().epoch + 1, root: None, base: None, spec: stage.spec.clone() };
+    let begin = Begin { epoch: stage.state().epoch + 1, root: None, spec: stage.spec.clone() };
     let now = crate::sync::time::Instant::now().into_std();
     let sender = match Sender::push(link, begin, None, rest, now) {
         Ok(sender) => sender,
@@ -262,7 +262,8 @@ async fn attend(
     // More links, for as long as this attempt lasts.
     let mut links = JoinSet::new();
     // The requests of a session have their deadline; what is held is told in no answer.
-    let opened_by = Instant::now() + stage.far.net.options.pace.answer_max;
+    let net = &stage.far.net;
+    let opened_by = Instant::now() + net.options.pace.answer_max;
     let mut is_open = false;
     loop {
         let event = match is_open {
@@ -274,21 +275,20 @@ async fn attend(
         };
         let Some(event) = event else { return Ended::Closed(gone()) };
         match event {
-            SenderEvent::Ready { held, data_bytes, .. } => {
+            SenderEvent::Ready { held, data_bytes, base } => {
                 is_open = true;
                 let token = pump.look(Sender::token).flatten();
                 stage.change(|state| {
                     state.epoch += 1;
                     state.token = token.unwrap_or(state.token);
                     if !std::mem::replace(&mut state.begun, true) {
-                        state.restored = Some(Restored { table: *held, data_bytes });
+                        state.base = base.map(|base| *base);
+                        state.restored = Some(Restored { table: *held, data_bytes, base: None });
                     }
                     state.pump = Some(pump.clone());
                 });
-                for _ in 1..stage.far.net.options.connections {
-                    links.spawn(
-                        stage.far.net.clone().lend_link(pump.clone(), Sender::attach_dialled),
-                    );
+                for _ in 1..net.options.connections {
+                    links.spawn(net.clone().lend_link(pump.clone(), Sender::attach_dialled));
                 }
             }
             SenderEvent::Written(item) => {

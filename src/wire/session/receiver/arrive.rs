@@ -98,7 +98,7 @@ impl Receiver {
         grant.open_bytes -= cost_bytes;
         grant.in_hand_bytes += cost_bytes;
         let is_declined = self.on_demand && !image.wanted.holds(chunk.index);
-        if self.collides(run, false, |_| Some(chunk.digest)) {
+        if self.collides(run, false, |_| Some(chunk.digest)) || self.is_being_taken(run) {
             return Err(hurried());
         }
         let content = Expected::Chunk(chunk.index, chunk.digest);
@@ -122,16 +122,21 @@ impl Receiver {
     ) -> Result<()> {
         let Some(image) = &self.image else { return Ok(()) };
         image.admit(&runs, self.on_demand, &self.flying)?;
-        let base = |index| image.base.as_ref().and_then(|base| base.digest(index));
-        let content = |index| if zero { None } else { base(index) };
-        if runs.iter().any(|run| self.collides(*run, zero, content)) {
+        let in_base = |index| image.base.as_ref().is_some_and(|base| base.holds(index));
+        let chunks = || runs.iter().flat_map(|run| run.iter());
+        if !zero && !chunks().all(in_base) {
+            return Err(Error::new(ErrorKind::Invalid, "take chunks that no base holds"));
+        }
+        let content = |index| if zero { None } else { image.in_base(index) };
+        let is_flying = |run: &ChunkRun| {
+            self.flying.range(run.first..ChunkIndex::new(run.end())).next().is_some()
+        };
+        let is_met =
+            |run: &ChunkRun| self.collides(*run, zero, content) || (!zero && is_flying(run));
+        if runs.iter().any(is_met) {
             return Err(hurried());
         }
-        let mut chunks = runs.iter().flat_map(|run| run.iter());
-        if !zero && image.base.is_none() {
-            return Err(Error::new(ErrorKind::Invalid, "take chunks of no base"));
-        }
-        if chunks.any(|index| image.contradicts(index, content(index), self.on_demand)) {
+        if chunks().any(|index| image.contradicts(index, content(index), self.on_demand)) {
             return Err(lied());
         }
         let content = if zero { Expected::Zeroes } else { Expected::Same };
@@ -178,7 +183,7 @@ impl Receiver {
         if self.in_hand.len() == self.flying.len() {
             return false;
         }
-        let base = self.image.as_ref().and_then(|image| image.base.as_ref());
+        let image = self.image.as_ref();
         self.in_hand.values().any(|in_hand| {
             // Zeros agree with zeros: a run of a million of them is not walked to see that.
             if is_zero && matches!(in_hand.content, Expected::Zeroes) {
@@ -187,7 +192,7 @@ impl Receiver {
             let held = |index| match in_hand.content {
                 Expected::Chunk(_, digest) => Some(digest),
                 Expected::Zeroes => None,
-                Expected::Same => base.and_then(|base| base.digest(index)),
+                Expected::Same => image.and_then(|image| image.in_base(index)),
             };
             let met = |held: &&ChunkRun| held.first < end && first.get() < held.end();
             let both = in_hand.runs.iter().filter(met).flat_map(|run| {
@@ -196,6 +201,15 @@ impl Receiver {
             });
             both.into_iter().any(|index| held(index) != content(index))
         })
+    }
+
+    /// Whether a chunk of the run is being taken over from the base: that is no mere write, and may
+    /// undo itself.
+    fn is_being_taken(&self, run: ChunkRun) -> bool {
+        let met = |held: &ChunkRun| held.first.get() < run.end() && run.first.get() < held.end();
+        let mut in_hand = self.in_hand.values();
+        self.in_hand.len() > self.flying.len()
+            && in_hand.any(|one| matches!(one.content, Expected::Same) && one.runs.iter().any(met))
     }
 
     /// Wants of which everything has arrived.
@@ -246,10 +260,14 @@ impl Receiver {
 
     /// What the ticket stands for could not be opened or written. Bytes that are not what their
     /// digest says close the session, as nothing the peer says can be trusted then; a failure of
-    /// this side refuses the request alone, and the sender may send the chunk again.
+    /// this side, such as a base that is damaged, refuses the request alone, and the sender may
+    /// send the chunks again.
     pub fn refused(&mut self, ticket: Ticket, error: Error) {
+        let in_hand = self.in_hand.get(&ticket.number);
+        let is_ours = in_hand.is_some_and(|found| matches!(found.content, Expected::Same));
+        let is_lie = error.kind() == ErrorKind::Corrupt && !is_ours;
         // What was there before may be half written over: it must not go on record as it was.
-        if error.kind() == ErrorKind::Corrupt || self.replaces(&ticket) {
+        if is_lie || self.replaces(&ticket) {
             return self.fail(error);
         }
         let refusal = Message::Error(Refusal::new(&error));
@@ -263,11 +281,10 @@ impl Receiver {
         let (Some(image), Some(in_hand)) = (&self.image, self.in_hand.get(&ticket.number)) else {
             return false;
         };
-        let base = |index| image.base.as_ref().and_then(|base| base.digest(index));
         let content = |index| match in_hand.content {
             Expected::Chunk(_, digest) => Some(digest),
             Expected::Zeroes => None,
-            Expected::Same => base(index),
+            Expected::Same => image.in_base(index),
         };
         let mut chunks = ticket.runs.iter().flat_map(|run| run.iter());
         chunks.any(|index| image.table.digest(index).is_some_and(|known| known != content(index)))
@@ -337,6 +354,11 @@ impl Receiver {
         Ok(())
     }
 
+    /// The digest of what may be taken over from the base there, if there is a base that has it.
+    pub fn in_base(&self, index: ChunkIndex) -> Option<Digest> {
+        self.image.as_ref().and_then(|image| image.in_base(index))
+    }
+
     /// What the target has accepted so far, with its digests.
     pub fn table(&self) -> Option<&crate::manifest::TableBuilder> {
         self.image.as_ref().map(|image| &image.table)
@@ -389,19 +411,24 @@ impl Image {
         differs(expected) || (is_final && differs(self.table.digest(index)))
     }
 
+    /// The digest of what the base holds there; `None` for zeros, and for nothing.
+    fn in_base(&self, index: ChunkIndex) -> Option<Digest> {
+        self.base.as_ref().and_then(|base| base.digest(index)).flatten()
+    }
+
     fn matches(&self, content: &Expected, written: &[Written]) -> bool {
         written.iter().all(|chunk| match (content, chunk.content()) {
             (Expected::Chunk(index, digest), Content::Data { digest: written, .. }) => {
                 chunk.run() == ChunkRun::new(*index, 1) && written == *digest
             }
             (Expected::Zeroes, Content::Zero) => true,
-            (Expected::Same, content) => self.base.as_ref().is_some_and(|base| {
+            (Expected::Same, content) => {
                 let digest = match content {
                     Content::Zero => None,
                     Content::Data { digest, .. } => Some(digest),
                 };
-                chunk.run().iter().all(|index| base.digest(index) == digest)
-            }),
+                chunk.run().iter().all(|index| self.in_base(index) == digest)
+            }
             _ => false,
         })
     }

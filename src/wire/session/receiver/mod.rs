@@ -16,7 +16,7 @@ use crate::manifest::{ChunkTable, Manifest, TableBuilder};
 use crate::plan::Extent;
 use crate::wire::frame::Expect;
 use crate::wire::message::{
-    Ask, Begin, Fetch, Join, Message, Name, Offer, Refusal, Session, Token,
+    Ask, Begin, FEATURE_DELTA, Fetch, Join, Message, Name, Offer, Refusal, Session, Token,
 };
 
 use super::chunks::ChunkSet;
@@ -89,7 +89,8 @@ pub enum ReceiverEvent {
     Arrived(Arrived),
     /// Runs of zeros: write them, then [`Receiver::written`].
     Zeroes(Ticket),
-    /// Runs that the base holds: copy them from it, then [`Receiver::written`].
+    /// Runs that the base holds: copy them from it and hash them, then [`Receiver::written`]; or
+    /// [`Receiver::refused`], when the base does not hold them after all.
     Same(Ticket),
     /// All digests of the image are known, and their root is the one that was announced.
     Table(Box<ChunkTable>),
@@ -144,8 +145,9 @@ pub struct Accepted {
     pub held: TableBuilder,
     /// How many of those bytes are data.
     pub data_bytes: u64,
-    /// The digests of the base, if one was named, it is here, and it is cut in the same way.
-    pub base: Option<ChunkTable>,
+    /// What may be taken over from the base, if one was named and it is here: the digests of as
+    /// many chunks as it has in common with the image, cut as the image is.
+    pub base: Option<TableBuilder>,
     /// What lets further connections in, where this side was dialled.
     pub token: Token,
 }
@@ -189,7 +191,7 @@ struct Image {
     expected: Option<TableBuilder>,
     /// What the target has accepted.
     table: TableBuilder,
-    base: Option<ChunkTable>,
+    base: Option<TableBuilder>,
     /// Durable, and not told yet.
     durable: ChunkSet,
     /// On record, or about to be: what these hold can no longer be replaced.
@@ -305,11 +307,13 @@ impl Receiver {
         image.data_bytes = data_bytes;
         match self.begin.as_ref().map(|(id, _)| *id) {
             Some(id) => {
+                let control = self.links.control()?;
+                let base = base.filter(|_| control.agreed().features & FEATURE_DELTA != 0);
                 let begun = crate::wire::message::Begun { token, base: base.is_some() };
-                self.links.control()?.reply(id, &Message::Begun(begun))?;
+                control.reply(id, &Message::Begun(begun))?;
                 self.token = Some(token);
                 image.held = Some(Telling::part(held));
-                image.base_telling = base.clone().map(Telling::whole);
+                image.base_telling = base.clone().map(Telling::part);
                 image.base = base;
             }
             // A fetch: the token came with the offer, and the sender need not know what is held.

@@ -75,8 +75,7 @@ impl Sender {
     pub fn send_same(&mut self, runs: Vec<ChunkRun>) -> Result<Item> {
         self.check_sending()?;
         self.check_runs(&runs)?;
-        let told = |index| self.base.as_ref().is_some_and(|base| base.digest(index).is_some());
-        if !runs.iter().flat_map(|run| run.iter()).all(told) {
+        if !self.base_holds(&runs) {
             return Err(Error::new(ErrorKind::Invalid, "send chunks that no base holds"));
         }
         Ok(self.give(&runs.clone(), Load::Same(runs)))

@@ -42,7 +42,9 @@ impl Sender {
             }
             // What is said on the control link alone.
             (message, _) if !is_control => return Err(out_of_turn(&message).into()),
-            (Message::Begun(begun), SenderState::Opening) if !self.on_demand => self.begun(begun),
+            (Message::Begun(begun), SenderState::Opening) if !self.on_demand => {
+                self.begun(begun)?;
+            }
             (Message::Held(piece), SenderState::Learning) => take_piece(&mut self.held, &piece)?,
             (Message::Table(piece), SenderState::Learning) => self.told_base(&piece)?,
             // Cancelled before the receiver was ready: what it holds matters no more.
@@ -64,10 +66,14 @@ impl Sender {
         Ok(())
     }
 
-    fn begun(&mut self, begun: Begun) {
+    fn begun(&mut self, begun: Begun) -> Result<()> {
+        if begun.base && !self.names_base {
+            return Err(Error::new(ErrorKind::Invalid, "take a base that was not named"));
+        }
         self.token = Some(begun.token);
         self.base = begun.base.then(|| TableBuilder::new(self.geometry));
         self.become_state(SenderState::Learning);
+        Ok(())
     }
 
     fn told_base(&mut self, piece: &Piece) -> Result<()> {

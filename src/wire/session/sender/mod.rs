@@ -13,7 +13,8 @@ use crate::geometry::{ByteRange, ChunkRun, Geometry};
 use crate::manifest::{Manifest, TableBuilder};
 use crate::wire::frame::Expect;
 use crate::wire::message::{
-    Begin, Chunk, Decision, Fetch, Join, Message, Name, Offer, Refusal, Session, Token,
+    Begin, Chunk, Decision, FEATURE_DELTA, Fetch, Join, Message, Name, Offer, Refusal, Session,
+    Token,
 };
 
 use super::chunks::ChunkSet;
@@ -84,14 +85,15 @@ pub enum SenderEvent {
         held: Box<TableBuilder>,
         /// How many of those bytes are data.
         data_bytes: u64,
-        /// What the base holds, if one was named and the receiver has it.
+        /// What the base has in common with the image, if one was named and the receiver has it.
         base: Option<Box<TableBuilder>>,
     },
     /// [`Sender::room`] has grown.
     Room,
     /// The receiver's target accepted that item. It is not durable yet.
     Written(Item),
-    /// The receiver could not take that item, and says why. The session goes on.
+    /// The receiver could not take that item, and says why; or it is of a base that the receiver
+    /// does not have any more. The session goes on.
     Refused(Item, Error),
     /// These chunks are durable and on record at the receiver.
     Durable(Vec<ChunkRun>),
@@ -158,6 +160,10 @@ pub struct Sender {
     rest: Option<Rest>,
     held: TableBuilder,
     base: Option<TableBuilder>,
+    /// What the base of earlier attempts held, from when this one is ready.
+    earlier_base: Option<TableBuilder>,
+    /// The job has a base, and both sides know what that is.
+    names_base: bool,
     /// Offer only: chunks the receiver asked for and that were not given yet, by request.
     wants: BTreeMap<u64, ChunkRun>,
     wanted: ChunkSet,
@@ -206,10 +212,12 @@ impl Sender {
             region: endpoint.region.clone(),
             image: endpoint.image.clone(),
         };
+        let names_base = begin.spec.base.is_some() && link.agreed().features & FEATURE_DELTA != 0;
         link.request(&Message::Begin(Box::new(begin)), now);
         let telling = manifest.map(|manifest| Telling::whole(manifest.table().clone()));
         let mut sender = Self::new(link, session, geometry, telling);
         sender.name = Some(name);
+        sender.names_base = names_base;
         sender.last_item = rest.last_item();
         sender.rest = Some(rest);
         Ok(sender)
@@ -259,6 +267,8 @@ impl Sender {
             rest: None,
             held: TableBuilder::new(geometry),
             base: None,
+            earlier_base: None,
+            names_base: false,
             wants: BTreeMap::new(),
             wanted: ChunkSet::new(chunk_count),
         }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::chunk::Digest;
-use crate::geometry::ChunkRun;
+use crate::chunk::{Content, Digest};
+use crate::error::{Error, ErrorKind};
+use crate::geometry::{ChunkIndex, ChunkRun};
 use crate::manifest::TableBuilder;
 
 use super::super::chunks::ChunkSet;
@@ -16,6 +17,9 @@ pub struct Rest {
     loads: BTreeMap<Item, Load>,
     /// Acknowledged as written, and not as durable.
     written: Option<ChunkSet>,
+    /// What the base held when the first of these was given: by now another image may have its
+    /// name.
+    base: Option<TableBuilder>,
     last_item: u64,
 }
 
@@ -34,7 +38,10 @@ impl Sender {
     /// What is left of a closed session. Items that the receiver turns out to hold are reported
     /// `Written` by the next sender, the others are sent again; syncs have to be asked for again.
     pub fn into_rest(mut self) -> Rest {
-        let mut rest = self.rest.take().unwrap_or_default();
+        let unsettled = self.rest.take();
+        let base = self.base.take().or(self.earlier_base).filter(|_| unsettled.is_none());
+        let mut rest = unsettled.unwrap_or_default();
+        rest.base = rest.base.or(base);
         for (_, flow) in self.links.iter_mut() {
             rest.loads.extend(std::mem::take(&mut flow.in_flight).into_values());
         }
@@ -47,9 +54,16 @@ impl Sender {
     /// The receiver has told what it holds: what of the last attempt is left to do?
     pub(super) fn settle_rest(&mut self) {
         let Some(rest) = self.rest.take() else { return };
+        if let (Some(base), Some(earlier)) = (&self.base, &rest.base) {
+            self.base = Some(in_both(base, earlier));
+        }
+        self.earlier_base = rest.base;
         for (item, load) in rest.loads {
             if self.holds(&load) {
                 self.events.push_back(SenderEvent::Written(item));
+            } else if matches!(&load, Load::Same(runs) if !self.base_holds(runs)) {
+                let gone = Error::new(ErrorKind::NotFound, "send chunks of a base that is gone");
+                self.events.push_back(SenderEvent::Refused(item, gone));
             } else {
                 self.queue.push_back((item, load));
             }
@@ -70,25 +84,47 @@ impl Sender {
     }
 
     fn holds(&self, load: &Load) -> bool {
-        let same = |run: &ChunkRun, digest: Option<Option<Digest>>| {
-            run.iter().all(|index| match (self.held.digest(index), digest) {
-                (Some(held), Some(digest)) => held == digest,
-                (held, None) => held.is_some(),
-                (None, _) => false,
-            })
+        let same = |index, digest: Option<Digest>| self.held.digest(index) == Some(digest);
+        let all = |runs: &[ChunkRun], is_held: &dyn Fn(ChunkIndex) -> bool| {
+            runs.iter().flat_map(|run| run.iter()).all(is_held)
         };
+        let base = |index| self.earlier_base.as_ref().and_then(|base| base.digest(index));
         match load {
-            Load::Chunk(chunk) => same(&ChunkRun::new(chunk.index, 1), Some(Some(chunk.digest))),
-            Load::Zeroes(runs) => runs.iter().all(|run| same(run, Some(None))),
-            // The base is immutable: what is held of it is the same still.
-            Load::Same(runs) => runs.iter().all(|run| same(run, None)),
+            Load::Chunk(chunk) => same(chunk.index, Some(chunk.digest)),
+            Load::Zeroes(runs) => all(runs, &|index| same(index, None)),
+            Load::Same(runs) => {
+                all(runs, &|index| base(index).is_some_and(|held| same(index, held)))
+            }
         }
+    }
+
+    /// Whether the receiver has told that the base holds these chunks.
+    pub(super) fn base_holds(&self, runs: &[ChunkRun]) -> bool {
+        let told = |index| self.base.as_ref().is_some_and(|base| base.holds(index));
+        runs.iter().flat_map(|run| run.iter()).all(told)
     }
 
     /// Held by the receiver and told by it.
     pub(super) fn held_table(&mut self) -> TableBuilder {
         std::mem::replace(&mut self.held, TableBuilder::new(self.geometry))
     }
+}
+
+/// What two bases have alike.
+fn in_both(one: &TableBuilder, other: &TableBuilder) -> TableBuilder {
+    let mut both = TableBuilder::new(one.geometry());
+    for index in one.geometry().chunks().iter() {
+        let Some(found) = one.digest(index).filter(|found| other.digest(index) == Some(*found))
+        else {
+            continue;
+        };
+        let content = match found {
+            Some(digest) => Content::Data { digest, data_bytes: 0 },
+            None => Content::Zero,
+        };
+        both.put(ChunkRun::new(index, 1), content);
+    }
+    both
 }
 
 const LOST_RUNS_MAX: usize = 4096;
