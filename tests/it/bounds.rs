@@ -444,13 +444,15 @@ async fn grants_of_one_peer_count_together() {
 async fn a_cancel_that_comes_while_it_commits_waits_for_that() {
     let order = Arc::new(Mutex::new(Vec::new()));
     let told = order.clone();
+    let (_hold, held) = std::sync::mpsc::channel::<()>();
+    let held = Mutex::new(held);
     let hook = Arc::new(move |point: Point| {
         if matches!(point.operation, "commit" | "discard") {
             told.lock().unwrap().push((point.operation, point.when));
         }
         if point.operation == "commit" && point.when == When::Before {
             // Long enough for the cancel to be heard, which is on its way already.
-            std::thread::sleep(Duration::from_millis(200));
+            assert!(held.lock().unwrap().recv_timeout(Duration::from_millis(200)).is_err());
         }
         Ok(())
     });
