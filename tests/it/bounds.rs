@@ -383,8 +383,8 @@ async fn a_panic_in_a_connection_lets_its_stage_go() {
 fn encoded(spec: &JobSpec) -> Bytes {
     let packet = begin_of(spec, 1).packet(VERSION, 1);
     let whole = packet.to_bytes().freeze();
-    // Header, epoch, no root, no base.
-    whole.slice(32 + 4 + 1 + 1..)
+    // Header, epoch, no root.
+    whole.slice(32 + 4 + 1..)
 }
 
 #[tokio::test(flavor = "multi_thread")]

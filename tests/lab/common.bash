@@ -11,7 +11,7 @@ install() {
             DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$2" >/dev/null
     }
 }
-cargo build --quiet --release --locked --features cli,peer
+cargo build --quiet --release --locked --features cli,clouds,peer
 ferry=$(realpath "${CARGO_TARGET_DIR:-target}")/release/blockferry
 work=$(mktemp -d) passed=0
 devices=()
