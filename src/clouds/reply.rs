@@ -1,5 +1,7 @@
 //! What a request is answered, and what of that is told in logs and counts. Pure.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use crate::clouds::text::xml;
@@ -21,6 +23,20 @@ pub struct Reply {
     pub code: &'static str,
     /// The access key, once it was verified.
     pub access_key: String,
+}
+
+/// An error in a vendor's words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) status: u16,
+    pub(crate) code: &'static str,
+    pub(crate) message: Cow<'static, str>,
+}
+
+impl Fault {
+    pub(crate) const fn new(status: u16, code: &'static str, message: &'static str) -> Self {
+        Self { status, code, message: Cow::Borrowed(message) }
+    }
 }
 
 /// What keeps a request from being looked at, however it is spelled.

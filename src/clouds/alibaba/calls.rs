@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::Parameters;
-use super::faults::{self, Fault};
+use super::faults;
 use crate::clouds::api::Api;
 use crate::clouds::calendar::iso;
+use crate::clouds::reply::Fault;
 use crate::id::{ImageId, RegionName};
 use crate::job::Endpoint;
 use crate::service::{

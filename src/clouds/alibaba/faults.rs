@@ -1,21 +1,11 @@
 //! Every error of Alibaba ECS that can arise here: status, code, message. Pure.
 
-use std::borrow::Cow;
-
-use crate::clouds::reply::Trouble;
+use crate::clouds::reply::{Fault, Trouble};
 use crate::clouds::sign::SignFault;
 use crate::service::{ImageKind, Refusal};
 
-/// One error.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Fault {
-    pub(crate) status: u16,
-    pub(crate) code: &'static str,
-    pub(crate) message: Cow<'static, str>,
-}
-
 const fn fault(status: u16, code: &'static str, message: &'static str) -> Fault {
-    Fault { status, code, message: Cow::Borrowed(message) }
+    Fault::new(status, code, message)
 }
 
 // CopyImage. [D] unless marked.

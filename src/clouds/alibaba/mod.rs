@@ -7,11 +7,9 @@ mod faults;
 use serde_json::{Value, json};
 
 use crate::clouds::api::{Api, Entry, Refused};
-use crate::clouds::reply::{Reply, Trouble, xml_of};
+use crate::clouds::reply::{Fault, Reply, Trouble, xml_of};
 use crate::clouds::request::Request;
 use crate::clouds::sign::{ACS3, Scheme};
-
-pub(crate) use faults::Fault;
 
 /// The calls that are known, and whether they change anything.
 const ACTIONS: [(&str, bool); 5] = [

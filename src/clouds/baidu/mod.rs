@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::clouds::api::{Api, Refused};
 use crate::clouds::calendar::iso;
-use crate::clouds::reply::{Reply, Trouble};
+use crate::clouds::reply::{Fault, Reply, Trouble};
 use crate::clouds::request::Request;
 use crate::clouds::sign::Scheme;
 use crate::id::{ImageId, RegionName};
@@ -17,8 +17,6 @@ use crate::job::Endpoint;
 use crate::service::{
     Caller, CopyOrder, IdShape, Image, ImageView, Relation, Rules, TARGET_COUNT_MAX, baidu_name,
 };
-
-pub(crate) use faults::Fault;
 
 /// Images on one page, at most and where nobody says. \[C\]
 const PAGE_MAX: usize = 1000;

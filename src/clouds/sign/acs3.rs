@@ -1,8 +1,6 @@
 //! Alibaba's ACS3-HMAC-SHA256: the query, the headers that the client names, the body's hash. Pure.
 
-use super::{
-    CLOCK_SKEW_SEC, Claim, Scheme, SignFault, authorization_part, header_lines, sha256_hex,
-};
+use super::{Authorization, CLOCK_SKEW_SEC, Claim, Scheme, SignFault, header_lines, sha256_hex};
 use crate::clouds::calendar::parse_iso;
 use crate::clouds::request::Request;
 use crate::clouds::text::canonical_query;
@@ -14,17 +12,9 @@ const DATE: &str = "x-acs-date";
 
 pub(super) fn read(request: &Request) -> Result<Claim, SignFault> {
     let header = |name: &'static str| request.header(name).ok_or(SignFault::Missing(name));
-    let authorization = header("authorization")?;
-    let parts = authorization.strip_prefix(SCHEME).ok_or(SignFault::Malformed("authorization"))?;
-    let part = |name: &'static str| {
-        let found = authorization_part(parts, name).filter(|value| !value.is_empty());
-        found.map(str::to_owned).ok_or(SignFault::Missing(name))
-    };
-    let access_key = part("Credential")?;
-    let names = part("SignedHeaders")?;
-    let signature = part("Signature")?;
+    let authorization = Authorization::read(request, SCHEME, "Credential")?;
+    let is_signed = |name: &str| authorization.is_signed(name);
     // What is acted upon has to be signed: the host, and every header of Alibaba's own.
-    let is_signed = |name: &str| names.split(';').any(|signed| signed == name);
     let own = request.headers.iter().map(|(name, _)| name.as_str());
     let own = own.filter(|name| name.starts_with("x-acs-"));
     if !["host", DATE, NONCE, CONTENT, "x-acs-action"].into_iter().chain(own).all(is_signed) {
@@ -38,6 +28,7 @@ pub(super) fn read(request: &Request) -> Result<Claim, SignFault> {
     }
     let pairs = request.query_pairs().ok_or(SignFault::Malformed("query"))?;
     let query = canonical_query(pairs.iter().map(|(name, value)| (&**name, &**value)));
+    let Authorization { access_key, names, signature } = authorization;
     let lines = header_lines(request, &names).ok_or(SignFault::Malformed("SignedHeaders"))?;
     let path = if request.path.is_empty() { "/" } else { &request.path };
     let canonical = format!("{}\n{path}\n{query}\n{lines}\n{names}\n{hash}", request.method);

@@ -141,9 +141,33 @@ fn sha256_hex(bytes: &[u8]) -> String {
     hex(digest(&SHA256, bytes).as_ref())
 }
 
-/// `name=value` parts of an `Authorization` header after its scheme, split at commas.
-fn authorization_part<'a>(parts: &'a str, name: &str) -> Option<&'a str> {
-    parts.split(',').find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('='))
+/// What an `Authorization` header says in which `name=value` parts follow the scheme.
+struct Authorization {
+    access_key: String,
+    /// The names of the headers that are signed.
+    names: String,
+    signature: String,
+}
+
+impl Authorization {
+    /// `key` is what the scheme calls the part with the access key.
+    fn read(request: &Request, scheme: &str, key: &'static str) -> Result<Self, SignFault> {
+        const HEADER: &str = "authorization";
+        let whole = request.header(HEADER).ok_or(SignFault::Missing(HEADER))?;
+        let parts = whole.strip_prefix(scheme).ok_or(SignFault::Malformed(HEADER))?;
+        let part = |name: &'static str| {
+            let mut all = parts.split(',');
+            let found = all.find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('='));
+            let found = found.filter(|value| !value.is_empty()).map(str::to_owned);
+            found.ok_or(SignFault::Missing(name))
+        };
+        let (access_key, names) = (part(key)?, part("SignedHeaders")?);
+        Ok(Self { access_key, names, signature: part("Signature")? })
+    }
+
+    fn is_signed(&self, header: &str) -> bool {
+        self.names.split(';').any(|signed| signed == header)
+    }
 }
 
 /// The named headers, one `name:value` line each, and whether all of `needed` are among them.

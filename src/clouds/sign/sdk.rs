@@ -2,9 +2,7 @@
 //!
 //! It has no nonce: who can listen can repeat a request for as long as it is good. Use TLS.
 
-use super::{
-    CLOCK_SKEW_SEC, Claim, Scheme, SignFault, authorization_part, header_lines, sha256_hex,
-};
+use super::{Authorization, CLOCK_SKEW_SEC, Claim, Scheme, SignFault, header_lines, sha256_hex};
 use crate::clouds::calendar::parse_basic;
 use crate::clouds::request::Request;
 use crate::clouds::text::{canonical_query, encode_path};
@@ -15,17 +13,9 @@ const DATE: &str = "x-sdk-date";
 
 pub(super) fn read(request: &Request) -> Result<Claim, SignFault> {
     let header = |name: &'static str| request.header(name).ok_or(SignFault::Missing(name));
-    let authorization = header("authorization")?;
-    let parts = authorization.strip_prefix(SCHEME).ok_or(SignFault::Malformed("authorization"))?;
-    let part = |name: &'static str| {
-        let found = authorization_part(parts, name).filter(|value| !value.is_empty());
-        found.map(str::to_owned).ok_or(SignFault::Missing(name))
-    };
-    let access_key = part("Access")?;
-    let names = part("SignedHeaders")?;
-    let signature = part("Signature")?;
+    let authorization = Authorization::read(request, SCHEME, "Access")?;
+    let is_signed = |name: &str| authorization.is_signed(name);
     // The host is the region.
-    let is_signed = |name: &str| names.split(';').any(|signed| signed == name);
     if !["host", DATE].into_iter().all(is_signed) {
         return Err(SignFault::Missing("SignedHeaders"));
     }
@@ -40,6 +30,7 @@ pub(super) fn read(request: &Request) -> Result<Claim, SignFault> {
     let slash = if path.ends_with('/') { "" } else { "/" };
     let pairs = request.query_pairs().ok_or(SignFault::Malformed("query"))?;
     let query = canonical_query(pairs.iter().map(|(name, value)| (&**name, &**value)));
+    let Authorization { access_key, names, signature } = authorization;
     let lines = header_lines(request, &names).ok_or(SignFault::Malformed("SignedHeaders"))?;
     let canonical = format!("{}\n{path}{slash}\n{query}\n{lines}\n{names}\n{hash}", request.method);
     Ok(Claim {
