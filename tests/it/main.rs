@@ -29,6 +29,8 @@ mod shapes;
 mod sim;
 mod source;
 mod space;
+#[cfg(feature = "object")]
+mod store;
 mod tls;
 mod verify;
 mod world;

@@ -1,0 +1,3 @@
+//! Object stores: what is proven of them, and what becomes of requests.
+
+mod probe;
