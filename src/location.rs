@@ -1,12 +1,16 @@
 //! Locations: where an image or a region is, as typed by a person or a script. Pure.
 
+mod bucket;
+
 use std::fmt;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ImageId, RegionName, shown};
 use crate::job::Endpoint;
 
-/// The id of the only image of a `file:` region.
+pub use bucket::BucketAddress;
+
+/// The id of the only image of a `file:` or `s3+raw:` region.
 pub const FILE_IMAGE: &str = "image";
 
 /// Where an image is.
@@ -29,6 +33,15 @@ pub enum Location {
         /// The image in it.
         image: ImageId,
     },
+    /// An image of a region in an object store.
+    Object {
+        /// The region.
+        address: BucketAddress,
+        /// The image in it.
+        image: ImageId,
+    },
+    /// One plain object of an object store.
+    PlainObject(BucketAddress),
 }
 
 /// Where another daemon serves a region, and what it calls it. Its text is a URL.
@@ -124,11 +137,14 @@ pub enum RegionLocation {
     Dir(String),
     /// A region that another daemon serves.
     Peer(PeerAddress),
+    /// A region in an object store, or one plain object: the jobs that write to it.
+    Object(BucketAddress),
 }
 
 impl Location {
     /// Reads `disk.raw`, `/abs/disk.raw`, `file:///abs/disk.raw`, `dir:///srv/region-a/IMAGE`,
-    /// `ferrys://HOST:PORT/REGION/IMAGE` or `ferry+unix:///SOCKET/REGION/IMAGE`.
+    /// `ferrys://HOST:PORT/REGION/IMAGE`, `ferry+unix:///SOCKET/REGION/IMAGE`,
+    /// `s3://BUCKET/PREFIX/IMAGE` or `s3+raw://BUCKET/KEY`.
     ///
     /// A plain path is what the shell means by it, relative to `cwd`. In URL forms no component may
     /// be `.`, `..` or empty and nothing is percent-decoded.
@@ -153,6 +169,13 @@ impl Location {
                 let image = image.parse().map_err(|e: Error| e.within(shown(text)))?;
                 Ok(Self::Peer { address: PeerAddress::parse(address)?, image })
             }
+            Some(("s3", _)) => {
+                let whole = BucketAddress::parse(text)?;
+                let (prefix, image) = whole.key.rsplit_once('/').unwrap_or(("", &whole.key));
+                let image = image.parse().map_err(|e: Error| e.within(shown(text)))?;
+                Ok(Self::Object { address: whole.with_key(prefix), image })
+            }
+            Some(("s3+raw", _)) => BucketAddress::parse(text).map(Self::PlainObject),
             Some((other, _)) => Err(unknown(text, other)),
         }
     }
@@ -172,6 +195,12 @@ impl Location {
             Self::Peer { address, image } => {
                 Ok(Endpoint::new(address.to_string().parse()?, image.clone()))
             }
+            Self::Object { address, image } => {
+                Ok(Endpoint::new(address.to_string().parse()?, image.clone()))
+            }
+            Self::PlainObject(address) => {
+                Ok(Endpoint::new(address.to_string().parse()?, FILE_IMAGE.parse()?))
+            }
         }
     }
 
@@ -188,6 +217,14 @@ impl Location {
             let address = PeerAddress::parse(name)?;
             return Ok(Self::Peer { address, image: endpoint.image.clone() });
         }
+        match scheme(name) {
+            Some(("s3", _)) => {
+                let address = BucketAddress::parse(name)?;
+                return Ok(Self::Object { address, image: endpoint.image.clone() });
+            }
+            Some(("s3+raw", _)) => return BucketAddress::parse(name).map(Self::PlainObject),
+            _ => {}
+        }
         let root = name.strip_prefix("dir://").ok_or_else(|| {
             refuse(name, "this job belongs to a daemon that names its regions otherwise")
         })?;
@@ -201,12 +238,17 @@ impl fmt::Display for Location {
             Self::File(path) => write!(f, "file://{path}"),
             Self::Dir { root, image } => write!(f, "dir://{root}/{image}"),
             Self::Peer { address, image } => write!(f, "{address}/{image}"),
+            Self::Object { address, image } => {
+                let (place, words) = address.parts();
+                write!(f, "{place}/{image}{words}")
+            }
+            Self::PlainObject(address) => write!(f, "{address}"),
         }
     }
 }
 
 impl RegionLocation {
-    /// Reads `FOLDER`, `file:///FOLDER`, `dir:///ROOT`, or a [`PeerAddress`].
+    /// Reads `FOLDER`, `file:///FOLDER`, `dir:///ROOT`, a [`PeerAddress`] or a [`BucketAddress`].
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] for an unknown scheme or a malformed path.
@@ -216,6 +258,7 @@ impl RegionLocation {
             Some(("file", path)) => Ok(Self::Files(checked(text, path)?.to_owned())),
             Some(("dir", path)) => Ok(Self::Dir(checked(text, path)?.to_owned())),
             Some((scheme, _)) if is_peer(scheme) => PeerAddress::parse(text).map(Self::Peer),
+            Some(("s3" | "s3+raw", _)) => BucketAddress::parse(text).map(Self::Object),
             Some((other, _)) => Err(unknown(text, other)),
         }
     }
@@ -229,6 +272,7 @@ impl RegionLocation {
             Self::Files(path) => format!("file://{path}").parse(),
             Self::Dir(root) => format!("dir://{root}").parse(),
             Self::Peer(address) => address.to_string().parse(),
+            Self::Object(address) => address.to_string().parse(),
         }
     }
 }
@@ -268,7 +312,7 @@ fn checked<'a>(text: &str, path: &'a str) -> Result<&'a str> {
 fn unknown(text: &str, scheme: &str) -> Error {
     let what = format!("use {} as location: unknown scheme {}", shown(text), shown(scheme));
     Error::new(ErrorKind::Invalid, what)
-        .hint("known schemes are file://, dir://, ferrys:// and ferry+unix://")
+        .hint("known schemes are file://, dir://, ferrys://, ferry+unix://, s3:// and s3+raw://")
 }
 
 fn refuse(text: &str, hint: &'static str) -> Error {
@@ -330,6 +374,27 @@ mod tests {
             "ferry+unix:///run/../ferry.sock/b/m-1",
             "ferry+unix:///b/m-1",
         ] {
+            let error = Location::parse(text, "/").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn objects_are_read_as_written() {
+        let words = "?endpoint=http://127.0.0.1:9000&region=r&allow_http=true";
+        for text in [
+            "s3://bucket/m-1".to_owned(),
+            format!("s3://bucket/a/b/m-1{words}"),
+            format!("s3+raw://bucket/a/disk 1.raw{words}"),
+        ] {
+            let location = Location::parse(&text, "/").unwrap();
+            assert_eq!(location.to_string(), text);
+            let end = location.endpoint().unwrap();
+            assert_eq!(Location::of_endpoint(&end).unwrap(), location);
+            let region = RegionLocation::parse(end.region.as_str(), "/").unwrap();
+            assert_eq!(region.name().unwrap(), end.region);
+        }
+        for text in ["s3://bucket", "s3://bucket/a/.m", "s3+raw://bucket"] {
             let error = Location::parse(text, "/").unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Invalid, "{text:?}");
         }

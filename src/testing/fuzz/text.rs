@@ -3,7 +3,7 @@
 use super::{Effort, assert_brief};
 use crate::error::{Error, ErrorKind};
 use crate::geometry::ChunkSize;
-use crate::location::{Location, PeerAddress, RegionLocation};
+use crate::location::{BucketAddress, Location, PeerAddress, RegionLocation};
 use crate::options::{Verify, parse_bytes, parse_rate};
 
 const CWD: &str = "/home/me";
@@ -20,6 +20,7 @@ pub(super) fn check_location(bytes: &[u8], _: Effort) {
             match &region {
                 RegionLocation::Files(path) | RegionLocation::Dir(path) => check_path(text, path),
                 RegionLocation::Peer(address) => check_peer(address),
+                RegionLocation::Object(address) => check_bucket(address),
             }
             if let Ok(name) = region.name() {
                 assert!(!is_url(text) || name.as_str() == text);
@@ -33,6 +34,7 @@ fn check_image(text: &str, location: &Location) {
         Location::File(path) => check_path(text, path),
         Location::Dir { root, .. } => check_path(text, root),
         Location::Peer { address, .. } => check_peer(address),
+        Location::Object { address, .. } | Location::PlainObject(address) => check_bucket(address),
     }
     if is_url(text) {
         assert_eq!(location.to_string(), text, "a URL has one spelling");
@@ -58,6 +60,16 @@ fn check_peer(address: &PeerAddress) {
             assert!(socket.starts_with('/') && socket[1..].split('/').all(plain), "{address}");
         }
     }
+}
+
+/// A key climbs nowhere, and nothing in the URL is a secret.
+fn check_bucket(address: &BucketAddress) {
+    let climbs = |part| matches!(part, "" | "." | "..");
+    assert!(address.key.is_empty() || !address.key.split('/').any(climbs), "{address}");
+    assert!(!address.to_string().contains("@http") && !address.bucket.contains('/'), "{address}");
+    // Its words may come in any order, and leave in one.
+    let again = BucketAddress::parse(&address.to_string());
+    assert!(again.is_ok_and(|again| again == *address), "{address} leads elsewhere");
 }
 
 /// A path is absolute; that of a URL climbs nowhere, and a plain one is where the shell has it.
