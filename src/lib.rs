@@ -91,7 +91,7 @@
 //! |---|---|
 //! | none | the library with memory, directory, file and block-device regions |
 //! | `cli` | the `blockferry` command |
-//! | `object` | object stores: the module `store` |
+//! | `object` | object stores, S3 and its kin: the module `store`, and `region::PlainObjectRegion`; with `cli`, `blockferry probe` |
 //! | `peer` | copies between daemons: `region::PeerRegion`, the modules `serve`, `peer` (who may) and `wire` (the chunk protocol); with `cli`, `blockferry serve` and `cert` |
 //! | `service` | the module `service`: images, queues, tokens and followers above the engine, for daemons |
 //! | `clouds` | the module `clouds`: the copy calls of Alibaba ECS, Baidu BCC and Huawei IMS over that; with `cli`, `blockferry api` |

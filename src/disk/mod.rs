@@ -22,7 +22,7 @@ use either as sys;
 #[cfg(not(feature = "testing"))]
 use host as sys;
 
-pub(crate) use dir::Dir;
+pub(crate) use dir::{Dir, DirClaim};
 pub(crate) use file::{File, LockByte};
 
 /// What identifies a file and tells that it changed.

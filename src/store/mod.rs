@@ -22,6 +22,9 @@
 #[cfg(feature = "testing")]
 pub mod model;
 mod probe;
+mod s3;
+mod steady;
+mod trouble;
 
 use std::fmt;
 use std::future::Future;
@@ -33,6 +36,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::ByteRange;
 
 pub use probe::{Depth, Fencing, PROBE_FOLDER, Proven, prove};
+pub use s3::{Credentials, S3Options, S3Store};
+pub use steady::{Counts, Steady, SteadyOptions};
+pub use trouble::{Class, Trouble};
 
 /// A boxed future, as every method of a store returns one.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -164,14 +170,15 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// [`Unsupported`]: ErrorKind::Unsupported
     fn copy<'a>(&'a self, from: &'a Address, to: &'a str) -> BoxFuture<'a, Result<()>>;
 
-    /// Begins a multipart upload.
+    /// Begins a multipart upload. The object will bear `label`, of letters and digits, which
+    /// [`Store::head`] tells.
     ///
     /// # Errors
     /// The store's own failure: an upload that nobody knows of may have begun.
     ///
     /// # Cancel safety
     /// Lossy: an upload may have begun whose id is lost; [`Store::uploads`] finds it.
-    fn upload_begin<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<UploadId>>;
+    fn upload_begin<'a>(&'a self, key: &'a str, label: &'a str) -> BoxFuture<'a, Result<UploadId>>;
 
     /// Uploads part `number`, from 1 to [`PART_COUNT_MAX`], over an earlier one of that number.
     /// Every part but the last has at least [`PART_BYTES_MIN`] bytes.
@@ -244,6 +251,10 @@ pub trait Store: fmt::Debug + Send + Sync {
         upload: &'a UploadId,
     ) -> BoxFuture<'a, Result<Option<Vec<Part>>>>;
 
+    /// Whether the store has answered a checksum of what it got with the same one: from then on it
+    /// must, or a write is taken as failed.
+    fn has_checksums(&self) -> bool;
+
     /// Waits until no request of this handle is under way any more: also those of calls that were
     /// dropped, or answered by another request that was faster. To be called before a listing has
     /// to show everything that this handle wrote.
@@ -303,6 +314,8 @@ pub struct Meta {
     pub version: Option<Version>,
     /// When it was written, by the store's own clock: milliseconds since 1970.
     pub modified_ms: u64,
+    /// What [`Store::upload_begin`] was told to write beside it; never known from a listing.
+    pub label: Option<String>,
 }
 
 /// When a write is carried out.

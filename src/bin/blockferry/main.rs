@@ -16,6 +16,8 @@ mod jobs;
 mod limit;
 mod out;
 mod output;
+#[cfg(feature = "object")]
+mod probe;
 mod progress;
 mod recover;
 mod resume;
@@ -41,6 +43,7 @@ Locations:
   dir:///srv/region-a/IMAGE        an image of a directory region; its root must exist
   ferrys://HOST:PORT/REGION/IMAGE  an image of a region that a daemon serves, over TLS
   ferry+unix:///SOCKET/REGION/IMAGE  the same over a Unix socket
+  s3+raw://BUCKET/KEY?endpoint=…   a plain object of an object store
 
 Exit codes:
   0    done
@@ -78,6 +81,8 @@ enum Verb {
     Digest(digest::Args),
     Verify(verify::Args),
     Recover(recover::Args),
+    #[cfg(feature = "object")]
+    Probe(probe::Args),
     #[cfg(feature = "peer")]
     Serve(serve::Args),
     #[cfg(feature = "peer")]
@@ -103,6 +108,8 @@ impl Verb {
             Self::Digest(args) => (args.common.json, Shape::Digest),
             Self::Verify(args) => (args.common.json, Shape::Verify),
             Self::Recover(args) => (args.common.json, Shape::Recover),
+            #[cfg(feature = "object")]
+            Self::Probe(args) => (args.json, Shape::Probe),
             #[cfg(feature = "peer")]
             Self::Serve(args) => (args.json, Shape::Serve),
             #[cfg(feature = "peer")]
@@ -138,6 +145,8 @@ impl Verb {
             Self::Digest(args) => Box::pin(digest::run(args)).await,
             Self::Verify(args) => Box::pin(verify::run(args)).await,
             Self::Recover(args) => Box::pin(recover::run(args)).await,
+            #[cfg(feature = "object")]
+            Self::Probe(args) => Box::pin(probe::run(args)).await,
             #[cfg(feature = "peer")]
             Self::Serve(args) => Box::pin(serve::run(args)).await,
             #[cfg(feature = "peer")]

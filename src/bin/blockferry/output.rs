@@ -43,6 +43,8 @@ pub(crate) enum Shape {
     Digest,
     Verify,
     Recover,
+    #[cfg(feature = "object")]
+    Probe,
     #[cfg(feature = "peer")]
     Serve,
     #[cfg(feature = "peer")]
@@ -61,6 +63,8 @@ impl Shape {
             "digest" => Self::Digest,
             "verify" => Self::Verify,
             "recover" => Self::Recover,
+            #[cfg(feature = "object")]
+            "probe" => Self::Probe,
             #[cfg(feature = "peer")]
             "serve" => Self::Serve,
             #[cfg(feature = "peer")]
@@ -87,6 +91,8 @@ impl Shape {
                 "verified_bytes": 0, "bad_chunks": 0, "first_bad_chunk": null,
             })),
             Self::Recover => object(json!({"recovered": []})),
+            #[cfg(feature = "object")]
+            Self::Probe => object(json!({"location": null, "fencing": null, "proven": {}})),
             #[cfg(feature = "peer")]
             Self::Serve => object(json!({"listening": null, "ended": true})),
             #[cfg(feature = "peer")]

@@ -297,9 +297,9 @@ impl Store for ModelStore {
         })
     }
 
-    fn upload_begin<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<UploadId>> {
+    fn upload_begin<'a>(&'a self, key: &'a str, label: &'a str) -> BoxFuture<'a, Result<UploadId>> {
         Box::pin(async move {
-            let request = Request::Begin { key: self.whole(key)? };
+            let request = Request::Begin { key: self.whole(key)?, label: label.to_owned() };
             take!(self, request, key, Answer::Upload(id) => id)
         })
     }
@@ -358,6 +358,11 @@ impl Store for ModelStore {
             take!(self, request, key,
                 Answer::Parts(parts) => Some(parts), Answer::Nothing => None)
         })
+    }
+
+    fn has_checksums(&self) -> bool {
+        // What is in memory is what was sent.
+        true
     }
 
     fn settle(&self) -> BoxFuture<'_, ()> {

@@ -24,7 +24,7 @@ pub(super) enum Request {
     List { prefix: String, after: Option<String>, limit: usize },
     Folders { folder: String },
     Copy { from: String, to: String },
-    Begin { key: String },
+    Begin { key: String, label: String },
     UploadPart { id: UploadId, number: u32, bytes: Bytes },
     Complete { id: UploadId, parts: Vec<Part>, when: Condition },
     Abort { id: UploadId },
@@ -57,12 +57,14 @@ pub(super) struct Stored {
     pub(super) bytes: Bytes,
     version: Version,
     modified_ms: u64,
+    label: Option<String>,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Begun {
     pub(super) key: String,
     begun_ms: u64,
+    label: String,
     parts: BTreeMap<u32, Bytes>,
 }
 
@@ -123,7 +125,7 @@ impl Request {
             | Self::Head { key }
             | Self::Range { key, .. }
             | Self::Put { key, .. }
-            | Self::Begin { key } => key.clone(),
+            | Self::Begin { key, .. } => key.clone(),
             Self::Delete { keys } => keys.first().cloned().unwrap_or_default(),
             Self::List { prefix, .. } | Self::Uploads { prefix } => prefix.clone(),
             Self::Folders { folder } => folder.clone(),
@@ -209,7 +211,7 @@ impl State {
                 }
                 None => Answer::Nothing,
             },
-            Request::Begin { key } => Answer::Upload(self.begin(key)),
+            Request::Begin { key, label } => Answer::Upload(self.begin(key, label)),
             Request::UploadPart { id, number, bytes } => match self.uploads.get_mut(id) {
                 Some(begun) => {
                     begun.parts.insert(*number, bytes.clone());
@@ -235,7 +237,8 @@ impl State {
     pub(super) fn write(&mut self, key: &str, bytes: Bytes) -> Version {
         self.now_ms += 1;
         let version = Version { tag: Some(tag(&bytes)), id: None };
-        let stored = Stored { bytes, version: version.clone(), modified_ms: self.now_ms };
+        let (modified_ms, label) = (self.now_ms, None);
+        let stored = Stored { bytes, version: version.clone(), modified_ms, label };
         self.objects.insert(key.to_owned(), stored);
         version
     }
@@ -245,7 +248,10 @@ impl State {
     }
 
     fn range(&self, key: &str, range: ByteRange, pinned: Option<&Version>) -> Answer {
-        let Some(found) = self.objects.get(key) else { return Answer::Nothing };
+        let Some(found) = self.objects.get(key) else {
+            // It was there when it was pinned.
+            return if pinned.is_some() { Answer::Changed } else { Answer::Nothing };
+        };
         if pinned.is_some_and(|pinned| found.version != *pinned)
             || range.end() > to_u64(found.bytes.len())
         {
@@ -254,10 +260,15 @@ impl State {
         Answer::Bytes(found.bytes.slice(to_usize(range.offset)..to_usize(range.end())))
     }
 
-    fn begin(&mut self, key: &str) -> UploadId {
+    fn begin(&mut self, key: &str, label: &str) -> UploadId {
         self.upload_count += 1;
         let id = UploadId(format!("upload-{}", self.upload_count));
-        let begun = Begun { key: key.to_owned(), begun_ms: self.now_ms, parts: BTreeMap::new() };
+        let begun = Begun {
+            key: key.to_owned(),
+            begun_ms: self.now_ms,
+            label: label.to_owned(),
+            parts: BTreeMap::new(),
+        };
         self.uploads.insert(id.clone(), begun);
         id
     }
@@ -282,9 +293,13 @@ impl State {
         if parts.is_empty() {
             return Answer::Bad("names no part");
         }
-        let key = begun.key.clone();
+        let (key, label) = (begun.key.clone(), begun.label.clone());
         self.uploads.remove(id);
-        Answer::Written(self.write(&key, Bytes::from(whole)))
+        let version = self.write(&key, Bytes::from(whole));
+        if let Some(object) = self.objects.get_mut(&key) {
+            object.label = Some(label);
+        }
+        Answer::Written(version)
     }
 
     fn shown(&self) -> (&Objects, &Uploads) {
@@ -299,8 +314,10 @@ impl State {
         let behind = |key: &str| after.is_none_or(|after| key > after);
         let mut found =
             self.shown().0.iter().filter(|(key, _)| key.starts_with(prefix) && behind(key));
-        let entry =
-            |(key, stored): (&String, &Stored)| Entry { key: key.clone(), meta: stored.meta() };
+        let entry = |(key, stored): (&String, &Stored)| {
+            let meta = Meta { label: None, ..stored.meta() };
+            Entry { key: key.clone(), meta }
+        };
         let entries: Vec<Entry> = found.by_ref().take(limit).map(entry).collect();
         Page { entries, more: found.next().is_some() }
     }
@@ -331,6 +348,7 @@ impl Stored {
             len: to_u64(self.bytes.len()),
             version: Some(self.version.clone()),
             modified_ms: self.modified_ms,
+            label: self.label.clone(),
         }
     }
 }

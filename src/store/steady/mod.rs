@@ -1,0 +1,539 @@
+//! A store that is asked again: the one layer of retries, with deadlines, a window and second sendings.
+//!
+//! Every request of a call runs as a task of its own, to its end or its deadline: a call that is
+//! dropped leaves no request half way, and [`Store::settle`] waits for them all.
+
+mod pace;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::{ByteRange, to_u64};
+use crate::host;
+use crate::store::{
+    Address, BoxFuture, Class, Condition, Meta, Object, Page, Part, Put, Store, Trouble, Upload,
+    UploadId, Version,
+};
+use crate::sync::Mutex;
+use crate::sync::time::{Instant, sleep, timeout};
+
+use pace::{Budget, Latency, Window};
+
+pub use pace::SteadyOptions;
+
+/// A store whose requests are made again when that may help.
+///
+/// Throttled requests wait as the store asks, with fewer at a time; what may pass is tried again
+/// within a budget; what will not is told at once. A conditional write is tried again only while the
+/// store has surely not carried it out: otherwise the answer is [`Put::Unknown`].
+pub struct Steady {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    inner: Arc<dyn Store>,
+    options: SteadyOptions,
+    window: Mutex<Window>,
+    /// A place in the window has become free.
+    freed: Notify,
+    budget: Mutex<Budget>,
+    latencies: Mutex<HashMap<Kind, Latency>>,
+    /// How many requests are under way.
+    live: watch::Sender<usize>,
+    counts: [AtomicU64; 4],
+}
+
+/// What a [`Steady`] store has sent so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Requests, each try counted.
+    pub requests: u64,
+    /// Tries beyond the first.
+    pub retries: u64,
+    /// Times that the store asked for fewer.
+    pub throttled: u64,
+    /// Second sendings of stragglers.
+    pub hedges: u64,
+}
+
+/// Which requests take about the same time.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Kind {
+    verb: &'static str,
+    /// The base-two logarithm of the bytes that it moves.
+    size: u32,
+}
+
+/// What is asked: a name, how many bytes it moves, whether it may be sent a second time, whether it
+/// minds its own deadline.
+#[derive(Clone, Copy)]
+struct Task {
+    verb: &'static str,
+    bytes: u64,
+    may_repeat: bool,
+    is_conditional: bool,
+}
+
+impl fmt::Debug for Steady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Steady")
+            .field("inner", &self.shared.inner)
+            .field("counts", &self.counts())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Sends the request once; called again for each try.
+type Sending<T> = Arc<dyn Fn(Arc<dyn Store>) -> BoxFuture<'static, Result<T>> + Send + Sync>;
+
+impl Steady {
+    /// That store, asked again as the options say. It must be used within a tokio runtime.
+    pub fn new(inner: Arc<dyn Store>, options: SteadyOptions) -> Self {
+        let shared = Shared {
+            window: Mutex::new(Window::new(&options)),
+            inner,
+            options,
+            freed: Notify::new(),
+            budget: Mutex::new(Budget::new()),
+            latencies: Mutex::default(),
+            live: watch::Sender::new(0),
+            counts: Default::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// What it has sent so far.
+    pub fn counts(&self) -> Counts {
+        let [requests, retries, throttled, hedges] =
+            self.shared.counts.each_ref().map(|count| count.load(Relaxed));
+        Counts { requests, retries, throttled, hedges }
+    }
+
+    /// How many requests may be under way at this moment.
+    pub fn window(&self) -> usize {
+        locked(&self.shared.window).limit()
+    }
+
+    /// Asks until there is an answer, or no more hope.
+    async fn call<T: Send + 'static>(
+        &self,
+        task: Task,
+        send: impl Fn(Arc<dyn Store>) -> BoxFuture<'static, Result<T>> + Send + Sync + 'static,
+    ) -> Result<T> {
+        self.tried(task, Arc::new(send)).await.map(|(answer, _)| answer)
+    }
+
+    /// The answer, and how often it was asked for.
+    async fn tried<T: Send + 'static>(&self, task: Task, send: Sending<T>) -> Result<(T, u32)> {
+        let shared = &self.shared;
+        let begun = Instant::now();
+        let mut attempt = 1;
+        loop {
+            let error = match shared.hedged(task, &send).await {
+                Ok(answer) => {
+                    locked(&shared.budget).refill();
+                    return Ok((answer, attempt));
+                }
+                Err(error) => error,
+            };
+            let class = Trouble::class(&error);
+            if class == Class::Throttled {
+                shared.count(2);
+            }
+            let asked = Trouble::of(&error).and_then(|trouble| trouble.retry_after);
+            let dice = host::random()?;
+            let dice = u64::from_le_bytes(*dice.first_chunk().unwrap_or(&[0; 8]));
+            let spent = begun.elapsed();
+            let wait = pace::delay(&shared.options, attempt, class, asked, spent, dice);
+            // Who waits because the store asked for it adds no load.
+            let may = class == Class::Throttled || locked(&shared.budget).spend();
+            let Some(wait) = wait.filter(|_| may) else { return Err(error) };
+            sleep(wait).await;
+            shared.count(1);
+            attempt += 1;
+        }
+    }
+
+    /// A write with a condition: never again once it may have been carried out.
+    async fn conditionally(&self, task: Task, when: &Condition, send: Sending<Put>) -> Result<Put> {
+        if *when == Condition::Any {
+            return self.tried(Task { may_repeat: true, ..task }, send).await.map(|(put, _)| put);
+        }
+        match self.tried(task, send).await? {
+            // A try before this one said that it was not carried out. Some say so wrongly.
+            (Put::Refused, 2..) => Ok(Put::Unknown(
+                Error::new(
+                    ErrorKind::Unavailable,
+                    format!("{}: refused at a second try", task.verb),
+                )
+                .within(self.location()),
+            )),
+            (put, _) => Ok(put),
+        }
+    }
+}
+
+impl Shared {
+    fn count(&self, which: usize) {
+        self.counts[which].fetch_add(1, Relaxed);
+    }
+
+    /// Sends a request; and a second time when it straggles. The first answer counts.
+    async fn hedged<T: Send + 'static>(
+        self: &Arc<Self>,
+        task: Task,
+        send: &Sending<T>,
+    ) -> Result<T> {
+        self.enter().await;
+        let mut first = self.start(task, send);
+        let patience = self.straggles_after(task);
+        let Some(patience) = patience else { return answer_of(task, first.await) };
+        let early = timeout(patience, &mut first).await;
+        if let Ok(early) = early {
+            return answer_of(task, early);
+        }
+        let may = locked(&self.latencies).get_mut(&task.kind()).is_some_and(Latency::spend);
+        if !may || !locked(&self.window).enter() {
+            return answer_of(task, first.await);
+        }
+        self.count(3);
+        let mut second = self.start(task, send);
+        let (answer, other) = tokio::select! {
+            answer = &mut first => (answer_of(task, answer), second),
+            answer = &mut second => (answer_of(task, answer), first),
+        };
+        match answer {
+            Ok(answer) => Ok(answer),
+            // The other one may still do it.
+            Err(error) => answer_of(task, other.await).map_err(|_| error),
+        }
+    }
+
+    fn straggles_after(&self, task: Task) -> Option<std::time::Duration> {
+        if !(task.may_repeat && self.options.hedge) {
+            return None;
+        }
+        locked(&self.latencies).get(&task.kind()).and_then(Latency::straggles_after)
+    }
+
+    /// Waits for a place in the window.
+    async fn enter(&self) {
+        loop {
+            let freed = self.freed.notified();
+            if locked(&self.window).enter() {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    /// Starts one request, whose place in the window is taken, as a task of its own.
+    fn start<T: Send + 'static>(
+        self: &Arc<Self>,
+        task: Task,
+        send: &Sending<T>,
+    ) -> oneshot::Receiver<Result<T>> {
+        self.count(0);
+        self.live.send_modify(|live| *live += 1);
+        let (tell, told) = oneshot::channel();
+        let (shared, request) = (Arc::clone(self), send(Arc::clone(&self.inner)));
+        let place = Place { shared, task, begun: Instant::now(), verdict: Some(Class::Fatal) };
+        tokio::spawn(async move {
+            let mut place = place;
+            let deadline = place.shared.options.deadline_of(task.bytes);
+            let bounded = async {
+                match task.is_conditional {
+                    true => Ok(request.await),
+                    false => timeout(deadline, request).await,
+                }
+            };
+            let answer = match bounded.await {
+                Ok(answer) => answer,
+                Err(_) => Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!("{}: no answer in {} s", task.verb, deadline.as_secs()),
+                )
+                .within(place.shared.inner.location())),
+            };
+            place.verdict = answer.as_ref().err().map(Trouble::class);
+            drop(place);
+            // Nobody may want to know any more.
+            drop(tell.send(answer));
+        });
+        told
+    }
+}
+
+/// What a request that was started has told. It always tells, unless its task came to grief.
+fn answer_of<T>(
+    task: Task,
+    told: std::result::Result<Result<T>, oneshot::error::RecvError>,
+) -> Result<T> {
+    told.unwrap_or_else(|error| {
+        Err(Error::new(ErrorKind::Io, format!("{}: its task is gone", task.verb)).because(error))
+    })
+}
+
+/// A request under way: its place in the window, given back whatever becomes of it.
+struct Place {
+    shared: Arc<Shared>,
+    task: Task,
+    begun: Instant,
+    /// `None`: it went well.
+    verdict: Option<Class>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        if self.verdict.is_none() {
+            let took = self.begun.elapsed();
+            locked(&self.shared.latencies).entry(self.task.kind()).or_default().note(took);
+        }
+        let (begun, now) = (self.begun.into_std(), now.into_std());
+        locked(&self.shared.window).leave(self.verdict, begun, now);
+        self.shared.live.send_modify(|live| *live -= 1);
+        // The window may have grown by one: two can enter then.
+        self.shared.freed.notify_one();
+        self.shared.freed.notify_one();
+    }
+}
+
+impl Task {
+    fn new(verb: &'static str) -> Self {
+        Self { verb, bytes: 0, may_repeat: false, is_conditional: false }
+    }
+
+    fn bytes(self, bytes: u64) -> Self {
+        Self { bytes, ..self }
+    }
+
+    fn under(self, when: &Condition) -> Self {
+        Self { is_conditional: *when != Condition::Any, ..self }
+    }
+
+    fn repeatable(self) -> Self {
+        Self { may_repeat: true, ..self }
+    }
+
+    fn kind(self) -> Kind {
+        Kind { verb: self.verb, size: self.bytes.max(1).ilog2() }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> crate::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl Store for Steady {
+    fn location(&self) -> String {
+        self.shared.inner.location()
+    }
+
+    fn address(&self, key: &str) -> Address {
+        self.shared.inner.address(key)
+    }
+
+    fn get<'a>(&'a self, key: &'a str, len_max: u64) -> BoxFuture<'a, Result<Option<Object>>> {
+        let (task, key) = (Task::new("read an object").bytes(len_max).repeatable(), key.to_owned());
+        Box::pin(self.call(task, move |store| {
+            let key = key.clone();
+            Box::pin(async move { store.get(&key, len_max).await })
+        }))
+    }
+
+    fn head<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Meta>>> {
+        let (task, key) = (Task::new("look at an object").repeatable(), key.to_owned());
+        Box::pin(self.call(task, move |store| {
+            let key = key.clone();
+            Box::pin(async move { store.head(&key).await })
+        }))
+    }
+
+    fn get_range<'a>(
+        &'a self,
+        key: &'a str,
+        range: ByteRange,
+        pinned: Option<&'a Version>,
+    ) -> BoxFuture<'a, Result<Bytes>> {
+        let task = Task::new("read a part of an object").bytes(range.len).repeatable();
+        let (key, pinned) = (key.to_owned(), pinned.cloned());
+        Box::pin(self.call(task, move |store| {
+            let (key, pinned) = (key.clone(), pinned.clone());
+            Box::pin(async move { store.get_range(&key, range, pinned.as_ref()).await })
+        }))
+    }
+
+    fn put<'a>(
+        &'a self,
+        key: &'a str,
+        bytes: Bytes,
+        when: &'a Condition,
+    ) -> BoxFuture<'a, Result<Put>> {
+        let task = Task::new("write an object").bytes(to_u64(bytes.len())).under(when);
+        let (key, condition) = (key.to_owned(), when.clone());
+        let deadline = self.shared.options.deadline_of(task.bytes);
+        let send: Sending<Put> = Arc::new(move |store| {
+            let (key, bytes, when) = (key.clone(), bytes.clone(), condition.clone());
+            Box::pin(clearly(task, deadline, when.clone(), async move {
+                store.put(&key, bytes, &when).await
+            }))
+        });
+        Box::pin(self.conditionally(task, when, send))
+    }
+
+    fn delete<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<()>> {
+        let (task, keys) = (Task::new("delete objects"), keys.to_vec());
+        Box::pin(self.call(task, move |store| {
+            let keys = keys.clone();
+            Box::pin(async move { store.delete(&keys).await })
+        }))
+    }
+
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Page>> {
+        let task = Task::new("list objects").repeatable();
+        let (prefix, after) = (prefix.to_owned(), after.map(str::to_owned));
+        Box::pin(self.call(task, move |store| {
+            let (prefix, after) = (prefix.clone(), after.clone());
+            Box::pin(async move { store.list(&prefix, after.as_deref(), limit).await })
+        }))
+    }
+
+    fn folders<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<String>>> {
+        let (task, folder) = (Task::new("list folders"), folder.to_owned());
+        Box::pin(self.call(task, move |store| {
+            let folder = folder.clone();
+            Box::pin(async move { store.folders(&folder).await })
+        }))
+    }
+
+    fn copy<'a>(&'a self, from: &'a Address, to: &'a str) -> BoxFuture<'a, Result<()>> {
+        let (task, from, to) = (Task::new("copy an object"), from.clone(), to.to_owned());
+        Box::pin(self.call(task, move |store| {
+            let (from, to) = (from.clone(), to.clone());
+            Box::pin(async move { store.copy(&from, &to).await })
+        }))
+    }
+
+    fn upload_begin<'a>(&'a self, key: &'a str, label: &'a str) -> BoxFuture<'a, Result<UploadId>> {
+        let (task, key, label) = (Task::new("begin an upload"), key.to_owned(), label.to_owned());
+        Box::pin(self.call(task, move |store| {
+            let (key, label) = (key.clone(), label.clone());
+            Box::pin(async move { store.upload_begin(&key, &label).await })
+        }))
+    }
+
+    fn upload_part<'a>(
+        &'a self,
+        key: &'a str,
+        upload: &'a UploadId,
+        number: u32,
+        bytes: Bytes,
+    ) -> BoxFuture<'a, Result<Part>> {
+        let task = Task::new("upload a part").bytes(to_u64(bytes.len())).repeatable();
+        let (key, upload) = (key.to_owned(), upload.clone());
+        Box::pin(self.call(task, move |store| {
+            let (key, upload, bytes) = (key.clone(), upload.clone(), bytes.clone());
+            Box::pin(async move { store.upload_part(&key, &upload, number, bytes).await })
+        }))
+    }
+
+    fn upload_complete<'a>(
+        &'a self,
+        key: &'a str,
+        upload: &'a UploadId,
+        parts: &'a [Part],
+        when: &'a Condition,
+    ) -> BoxFuture<'a, Result<Put>> {
+        let task = Task::new("complete an upload").under(when);
+        let (key, upload, parts) = (key.to_owned(), upload.clone(), parts.to_vec());
+        let condition = when.clone();
+        let deadline = self.shared.options.deadline_of(0);
+        let send: Sending<Put> = Arc::new(move |store| {
+            let (key, upload, parts) = (key.clone(), upload.clone(), parts.clone());
+            let when = condition.clone();
+            Box::pin(clearly(task, deadline, when.clone(), async move {
+                store.upload_complete(&key, &upload, &parts, &when).await
+            }))
+        });
+        // Never twice at once: the second would find no upload, and hide what the first has done.
+        match when {
+            Condition::Any => Box::pin(async move { Ok(self.tried(task, send).await?.0) }),
+            _ => Box::pin(self.conditionally(task, when, send)),
+        }
+    }
+
+    fn upload_abort<'a>(&'a self, key: &'a str, upload: &'a UploadId) -> BoxFuture<'a, Result<()>> {
+        let task = Task::new("abort an upload");
+        let (key, upload) = (key.to_owned(), upload.clone());
+        Box::pin(self.call(task, move |store| {
+            let (key, upload) = (key.clone(), upload.clone());
+            Box::pin(async move { store.upload_abort(&key, &upload).await })
+        }))
+    }
+
+    fn uploads<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Upload>>> {
+        let (task, prefix) = (Task::new("list uploads"), prefix.to_owned());
+        Box::pin(self.call(task, move |store| {
+            let prefix = prefix.clone();
+            Box::pin(async move { store.uploads(&prefix).await })
+        }))
+    }
+
+    fn parts<'a>(
+        &'a self,
+        key: &'a str,
+        upload: &'a UploadId,
+    ) -> BoxFuture<'a, Result<Option<Vec<Part>>>> {
+        let task = Task::new("list parts").repeatable();
+        let (key, upload) = (key.to_owned(), upload.clone());
+        Box::pin(self.call(task, move |store| {
+            let (key, upload) = (key.clone(), upload.clone());
+            Box::pin(async move { store.parts(&key, &upload).await })
+        }))
+    }
+
+    fn has_checksums(&self) -> bool {
+        self.shared.inner.has_checksums()
+    }
+
+    fn settle(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let mut live = self.shared.live.subscribe();
+            // The sender lives as long as this does.
+            drop(live.wait_for(|live| *live == 0).await);
+            self.shared.inner.settle().await;
+        })
+    }
+}
+
+/// A write under a condition that is given up at its deadline has no clear answer.
+async fn clearly(
+    task: Task,
+    deadline: std::time::Duration,
+    when: Condition,
+    write: impl Future<Output = Result<Put>>,
+) -> Result<Put> {
+    if when == Condition::Any {
+        return write.await;
+    }
+    match timeout(deadline, write).await {
+        Ok(answer) => answer,
+        Err(_) => Ok(Put::Unknown(Error::new(
+            ErrorKind::Unavailable,
+            format!("{}: no answer in {} s", task.verb, deadline.as_secs()),
+        ))),
+    }
+}
