@@ -15,7 +15,7 @@ use crate::geometry::{ChunkSize, Geometry};
 use crate::id::JobId;
 use crate::job::{Endpoint, JobSpec, JobState};
 use crate::options::CopyOptions;
-use crate::region::{Region, Settled, Source, Vote};
+use crate::region::{Capabilities, Region, Settled, Source, Vote};
 
 /// A copy to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,7 +111,8 @@ impl Inner {
                     let base = target_region.open(base).await?.manifest();
                     known = base.map(|base| base.geometry().chunk_size());
                 }
-                Geometry::grown(size_bytes, known.unwrap_or(ChunkSize::DEFAULT))
+                let target = target_region.capabilities();
+                cut(size_bytes, known.unwrap_or(ChunkSize::DEFAULT), target)
             }
         };
         let geometry = geometry.map_err(|error| error.within(source.location()))?;
@@ -302,6 +303,20 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// The image in chunks that the target takes well, no smaller than those.
+fn cut(size_bytes: u64, at_least: ChunkSize, target: Capabilities) -> Result<Geometry> {
+    let mut geometry = Geometry::grown(size_bytes, at_least)?;
+    let is_fit = |geometry: Geometry| {
+        geometry.chunk_size().bytes() >= target.chunk_bytes_min
+            && geometry.chunk_count() <= target.chunk_count_max
+    };
+    while !is_fit(geometry) && geometry.chunk_size() < ChunkSize::MAX {
+        let larger = ChunkSize::from_bytes(geometry.chunk_size().bytes() * 2)?;
+        geometry = Geometry::grown(size_bytes, larger)?;
+    }
+    Ok(geometry)
 }
 
 /// Whether the request could have started that job. Only what was asked for counts: the source may

@@ -31,8 +31,11 @@ pub(crate) mod base;
 mod device;
 pub(crate) mod dir;
 mod file;
+mod journals;
 mod local;
 pub(crate) mod memory;
+#[cfg(feature = "object")]
+mod object_plain;
 #[cfg(feature = "peer")]
 pub(crate) mod peer;
 mod stage;
@@ -59,6 +62,8 @@ use crate::plan::Extent;
 pub use dir::DirRegion;
 pub use file::FileRegion;
 pub use memory::MemoryRegion;
+#[cfg(feature = "object")]
+pub use object_plain::PlainObjectRegion;
 #[cfg(feature = "peer")]
 pub use peer::{PeerOptions, PeerRegion, Verification};
 pub use values::{

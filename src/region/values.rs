@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::chunk::{Content, Digest, Durable};
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::Geometry;
+use crate::geometry::{CHUNK_COUNT_MAX, Geometry};
 use crate::id::{ImageId, JobId};
 use crate::job::{JobSpec, Progress};
 use crate::manifest::{Manifest, TableBuilder};
@@ -28,6 +28,10 @@ pub struct Capabilities {
     pub checkpoints_itself: bool,
     /// A stage can take chunks over from an image of the region ([`Restored::base`]).
     pub takes_base: bool,
+    /// The least chunk that it takes well: chunks are cut no smaller unless somebody asks for it.
+    pub chunk_bytes_min: u64,
+    /// The most chunks that an image has here.
+    pub chunk_count_max: u32,
 }
 
 impl Capabilities {
@@ -39,6 +43,8 @@ impl Capabilities {
             preserves_previous: true,
             checkpoints_itself: false,
             takes_base: false,
+            chunk_bytes_min: 0,
+            chunk_count_max: CHUNK_COUNT_MAX,
         }
     }
 
@@ -53,6 +59,20 @@ impl Capabilities {
             checkpoints_itself: true,
             // Whether it does is told when a stage that names one is made.
             takes_base: true,
+            chunk_bytes_min: 0,
+            chunk_count_max: CHUNK_COUNT_MAX,
+        }
+    }
+
+    /// One multipart upload, a part a chunk: hidden until it is complete, and nothing in it is zero
+    /// by itself. Stores want parts of 5 MiB or more.
+    #[cfg(feature = "object")]
+    pub(crate) fn plain_object() -> Self {
+        Self {
+            blank_target: false,
+            chunk_bytes_min: 8 << 20,
+            chunk_count_max: crate::store::PART_COUNT_MAX,
+            ..Self::staged()
         }
     }
 
@@ -64,6 +84,8 @@ impl Capabilities {
             preserves_previous: false,
             checkpoints_itself: false,
             takes_base: false,
+            chunk_bytes_min: 0,
+            chunk_count_max: CHUNK_COUNT_MAX,
         }
     }
 }

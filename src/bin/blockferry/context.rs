@@ -179,6 +179,8 @@ impl Context {
         match Location::of_endpoint(endpoint)? {
             Location::Dir { root, .. } => Ok(Arc::new(DirRegion::open_root(root)?)),
             Location::File(path) => FileRegion::open_path(path, &self.state_dir),
+            #[cfg(feature = "object")]
+            Location::PlainObject(address) => self.plain_object(&address),
             #[cfg(feature = "peer")]
             Location::Peer { address, .. } => Ok(Arc::new(self.connect(&address).await?)),
             _ => Err(Error::new(ErrorKind::Unsupported, "open this kind of location")),
@@ -195,6 +197,17 @@ impl Context {
             Location::Peer { address, .. } => self.connect(&address).await.map(Some),
             _ => Ok(None),
         }
+    }
+
+    #[cfg(feature = "object")]
+    fn plain_object(
+        &self,
+        address: &blockferry::location::BucketAddress,
+    ) -> Result<Arc<dyn Region>> {
+        use blockferry::region::PlainObjectRegion;
+        use blockferry::store::S3Options;
+        let options = S3Options::default();
+        Ok(Arc::new(PlainObjectRegion::open(address, &options, &self.state_dir)?))
     }
 
     #[cfg(feature = "peer")]
@@ -232,6 +245,8 @@ impl Context {
             RegionLocation::Files(path) if Path::new(path).is_dir() => FileRegion::in_folder(path)?,
             // A block device, or one file: the jobs that write to it.
             RegionLocation::Files(path) => FileRegion::open_path(path, &self.state_dir)?,
+            #[cfg(feature = "object")]
+            RegionLocation::Object(address) if address.plain => self.plain_object(address)?,
             #[cfg(feature = "peer")]
             RegionLocation::Peer(address) => Arc::new(self.connect(address).await?),
             _ => return Err(Error::new(ErrorKind::Unsupported, "open this kind of region")),

@@ -5,22 +5,20 @@ mod owned;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::disk::{Dir, File};
+use crate::disk::File;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ImageId, JobId};
 use crate::job::JobSpec;
-use crate::journal::{Found, Header, JOURNAL, Journal, Open, Published, Settlement, settle};
+use crate::journal::{Found, Header, Journal, Open, Published, Settlement, settle};
+use crate::region::journals::{Journals, Stage};
 use crate::region::local::LocalSource;
-use crate::region::stage::{open_restoring, put_wish, staged_job, until_decided};
+use crate::region::stage::{open_restoring, until_decided};
 use crate::region::{
     BoxFuture, Capabilities, ImageInfo, Located, Recovered, Region, Restored, Settled, Source,
     StagedJob, Target, Vote, Wish, blocking,
 };
 
 use owned::DeviceStage;
-
-/// The folder of the state folder that holds a folder per job, each with its journal.
-const IN_PLACE: &str = "in-place";
 
 /// A block device. Its first chunk is written last, after everything else is durable; a rollback
 /// writes zeros over the whole image. Neither gives back what the device held before.
@@ -33,12 +31,13 @@ pub(super) struct DeviceRegion {
 struct Shared {
     path: PathBuf,
     location: String,
-    journals: PathBuf,
+    journals: Journals,
 }
 
 impl DeviceRegion {
     pub(super) fn new(path: PathBuf, location: String, state_dir: &Path) -> Self {
-        let journals = state_dir.join(IN_PLACE);
+        // It is UTF-8: that was checked when the region was opened.
+        let journals = Journals::new(state_dir, path.to_str().unwrap_or_default());
         Self { shared: Arc::new(Shared { path, location, journals }) }
     }
 
@@ -51,44 +50,32 @@ impl DeviceRegion {
     }
 }
 
-/// One job's folder, open.
-#[derive(Debug)]
-struct Stage {
-    parent: Dir,
-    dir: Dir,
-    job: JobId,
-}
-
 impl Shared {
     fn stage(self: &Arc<Self>, spec: &JobSpec) -> Result<DeviceStage> {
         if !spec.destructive {
             return Err(Error::new(ErrorKind::Invalid, "overwrite a block device")
                 .hint("its content will be lost: say --destructive if you mean it"));
         }
-        let parent = Dir::open_or_create_path(&self.journals)?;
-        let _claim = parent.claim()?;
-        if let Some(stage) = self.find(spec.job)? {
+        let _claim = self.journals.claim()?;
+        if let Some(stage) = self.journals.find(spec.job)? {
             if Journal::watch(&stage.dir, stage.job)?.is_some() {
                 return self.take_over(stage, spec);
             }
             // A start that was never acknowledged: nothing was written to the device yet.
-            remove(&stage)?;
+            stage.remove()?;
         }
-        for job in jobs_in(&parent)? {
-            if self.name_of(job)?.as_deref() == Some(self.name())
-                && !matches!(self.settle(job)?.settled, Settled::RolledBack | Settled::Committed)
-            {
+        for staged in self.journals.jobs()? {
+            let job = staged.spec.job;
+            if !matches!(self.settle(job)?.settled, Settled::RolledBack | Settled::Committed) {
                 return Err(Error::new(ErrorKind::Busy, "stage a block device")
                     .hint(format!("job {job} copies to it: wait, resume or cancel that one")));
             }
         }
         let device = self.open_device(spec)?;
-        let dir = parent.make_dir(&spec.job.to_string(), 0o700)?;
-        parent.sync()?;
-        let header = Header { spec: spec.clone(), name: self.name().to_owned() };
-        let journal = Journal::create(&dir, header)?;
-        dir.sync()?;
-        let stage = Stage { parent, dir, job: spec.job };
+        let stage = self.journals.make(spec.job)?;
+        let header = Header { spec: spec.clone(), name: self.journals.name().to_owned() };
+        let journal = Journal::create(&stage.dir, header)?;
+        stage.dir.sync()?;
         Ok(DeviceStage::new(stage, journal, device, Restored::new(spec.geometry)))
     }
 
@@ -111,54 +98,11 @@ impl Shared {
         Ok(device)
     }
 
-    fn name(&self) -> &str {
-        // Checked when the region was opened.
-        self.path.to_str().unwrap_or_default()
-    }
-
-    fn find(&self, job: JobId) -> Result<Option<Stage>> {
-        let parent = Dir::open_or_create_path(&self.journals)?;
-        let dir = parent.find_dir(&job.to_string())?;
-        Ok(dir.map(|dir| Stage { parent, dir, job }))
-    }
-
-    fn watch(&self, job: JobId) -> Result<Option<(Stage, Journal)>> {
-        let Some(stage) = self.find(job)? else { return Ok(None) };
-        Ok(Journal::watch(&stage.dir, job)?.map(|journal| (stage, journal)))
-    }
-
-    fn name_of(&self, job: JobId) -> Result<Option<String>> {
-        Ok(self.watch(job)?.map(|(_, journal)| journal.header().name.clone()))
-    }
-
-    /// The jobs staged for this device.
-    fn jobs(&self) -> Result<Vec<StagedJob>> {
-        let parent = Dir::open_or_create_path(&self.journals)?;
-        let mut jobs = Vec::new();
-        for job in jobs_in(&parent)? {
-            if self.name_of(job)?.as_deref() == Some(self.name()) {
-                jobs.extend(self.job(job)?);
-            }
-        }
-        Ok(jobs)
-    }
-
-    fn job(&self, job: JobId) -> Result<Option<StagedJob>> {
-        self.watch(job)?.map(|(_, journal)| staged_job(&journal)).transpose()
-    }
-
-    fn try_wish(&self, job: JobId, wish: Wish) -> Result<Option<bool>> {
-        match self.watch(job)? {
-            Some((_, journal)) => put_wish(&journal, wish),
-            None => Ok(Some(false)),
-        }
-    }
-
     fn try_cancel(self: &Arc<Self>, job: JobId) -> Result<Option<Vote>> {
-        let Some((stage, watched)) = self.watch(job)? else {
+        let Some((stage, watched)) = self.journals.watch(job)? else {
             // Order: gone for good before anybody is told; whoever removed it may not have come to
             // its sync.
-            Dir::open_or_create_path(&self.journals)?.sync()?;
+            self.journals.sync()?;
             return Ok(Some(Vote::Unknown));
         };
         // The decision may be in the log, so it is read under the right to decide.
@@ -205,8 +149,8 @@ impl Shared {
     }
 
     fn recover(&self, only: Option<JobId>) -> Result<Vec<Recovered>> {
-        self.forget_unacknowledged()?;
-        let mut all = self.jobs()?;
+        self.journals.forget_unacknowledged(&Stage::remove)?;
+        let mut all = self.journals.jobs()?;
         all.retain(|staged| only.is_none_or(|only| only == staged.spec.job));
         let settle_one = |staged: StagedJob| {
             let job = staged.spec.job;
@@ -217,23 +161,8 @@ impl Shared {
         Ok(all.into_iter().map(settle_one).collect())
     }
 
-    /// Starts that nobody was told of left a folder without a header, and wrote nothing.
-    fn forget_unacknowledged(&self) -> Result<()> {
-        let parent = Dir::open_or_create_path(&self.journals)?;
-        // The claim keeps out those who are just making one.
-        let _claim = parent.claim()?;
-        for job in jobs_in(&parent)? {
-            if self.watch(job)?.is_none()
-                && let Some(stage) = self.find(job)?
-            {
-                remove(&stage)?;
-            }
-        }
-        Ok(())
-    }
-
     fn settle(&self, job: JobId) -> Result<Recovered> {
-        let Some(stage) = self.find(job)? else {
+        let Some(stage) = self.journals.find(job)? else {
             return Ok(Recovered::new(job, None, Settled::Forgotten));
         };
         // Order: owned before it is read, or an append by its owner looks like damage.
@@ -241,14 +170,14 @@ impl Shared {
             Ok(Some(Open::Valid(journal))) => journal,
             Err(error) if error.kind() != ErrorKind::Busy => return Err(error),
             Ok(_) | Err(_) => {
-                let spec = self.job(job)?.map(|told| told.spec);
+                let spec = self.journals.job(job)?.map(|told| told.spec);
                 return Ok(Recovered::new(job, spec, Settled::Running));
             }
         };
         let spec = journal.header().spec.clone();
         let settled = match settle(found(&journal)?) {
             Settlement::FinishCommit => {
-                remove(&stage)?;
+                stage.remove()?;
                 Settled::Committed
             }
             Settlement::FinishCancel => match journal.try_decide()? {
@@ -263,11 +192,6 @@ impl Shared {
         };
         Ok(Recovered::new(job, Some(spec), settled))
     }
-}
-
-fn jobs_in(parent: &Dir) -> Result<Vec<JobId>> {
-    let names = parent.names(|name| name.parse::<JobId>().is_ok())?;
-    Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
 /// In place, the `done` record is the decision; nothing is renamed.
@@ -288,13 +212,7 @@ fn clean_up(stage: &Stage, journal: &Journal, device: &File) -> Result<()> {
         device.write_zeroes(journal.header().spec.geometry.whole())?;
         device.sync_all()?;
     }
-    remove(stage)
-}
-
-fn remove(stage: &Stage) -> Result<()> {
-    stage.dir.remove_file(JOURNAL)?;
-    stage.parent.remove_dir(&stage.job.to_string())?;
-    stage.parent.sync()
+    stage.remove()
 }
 
 impl Region for DeviceRegion {
@@ -322,7 +240,7 @@ impl Region for DeviceRegion {
     fn reopen<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
         let spec = spec.clone();
         self.with(move |shared| {
-            let stage = shared.find(spec.job)?.ok_or_else(|| {
+            let stage = shared.journals.find(spec.job)?.ok_or_else(|| {
                 Error::new(ErrorKind::NotFound, format!("take over job {}", spec.job))
                     .hint("nothing of it is staged any more")
             })?;
@@ -343,17 +261,17 @@ impl Region for DeviceRegion {
 
     fn locate<'a>(&'a self, _image: &'a ImageId) -> BoxFuture<'a, Result<Located>> {
         self.with(|shared| {
-            let staged = shared.jobs()?.first().map(|staged| staged.spec.job);
+            let staged = shared.journals.jobs()?.first().map(|staged| staged.spec.job);
             Ok(staged.map_or(Located::Committed(None), Located::Staged))
         })
     }
 
     fn jobs(&self) -> BoxFuture<'_, Result<Vec<StagedJob>>> {
-        self.with(|shared| shared.jobs())
+        self.with(|shared| shared.journals.jobs())
     }
 
     fn job(&self, job: JobId) -> BoxFuture<'_, Result<Option<StagedJob>>> {
-        self.with(move |shared| shared.job(job))
+        self.with(move |shared| shared.journals.job(job))
     }
 
     fn cancel<'a>(&'a self, job: JobId, _image: &'a ImageId) -> BoxFuture<'a, Result<Vote>> {
@@ -365,7 +283,7 @@ impl Region for DeviceRegion {
 
     fn wish(&self, job: JobId, wish: Wish) -> BoxFuture<'_, Result<bool>> {
         let shared = self.shared.clone();
-        Box::pin(until_decided(move || shared.try_wish(job, wish)))
+        Box::pin(until_decided(move || shared.journals.try_wish(job, wish)))
     }
 
     fn recover(&self, only: Option<JobId>) -> BoxFuture<'_, Result<Vec<Recovered>>> {

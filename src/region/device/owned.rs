@@ -8,10 +8,11 @@ use crate::error::Result;
 use crate::geometry::ByteRange;
 use crate::journal::{Journal, Prepared, Settlement, settle};
 use crate::manifest::Manifest;
+use crate::region::journals::Stage;
 use crate::region::stage::{Held, JournaledTarget, Owned};
 use crate::region::{Outcome, Restored, Target};
 
-use super::{Stage, clean_up, found, remove};
+use super::{clean_up, found};
 
 /// A device in the hands of its owner.
 #[derive(Debug)]
@@ -64,7 +65,7 @@ impl Owned for DeviceStage {
     }
 
     fn finish(&self) -> Result<()> {
-        remove(&self.stage)
+        self.stage.remove()
     }
 
     fn try_discard(&self) -> Result<Option<Outcome>> {

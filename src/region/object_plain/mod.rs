@@ -1,0 +1,410 @@
+//! A plain object of an object store as a region of one image: other tools see nothing but the object.
+//!
+//! Copied to by one multipart upload, a part a chunk, which the store shows to nobody until it is
+//! completed. The job's journal lies in the state folder, with the upload's name beside it. Between
+//! commit and cancel the store decides in the end: an upload is completed or aborted, never both.
+
+mod owned;
+mod source;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::Geometry;
+use crate::id::{ImageId, JobId};
+use crate::job::JobSpec;
+use crate::journal::{Header, Journal, Open};
+use crate::location::{BucketAddress, FILE_IMAGE};
+use crate::region::journals::{Journals, Stage};
+use crate::region::stage::{open_visiting, until_decided};
+use crate::region::{
+    BoxFuture, Capabilities, ImageInfo, Located, Recovered, Region, Settled, Source, StagedJob,
+    Target, Vote, Wish, blocking,
+};
+use crate::store::{
+    PART_BYTES_MIN, PART_COUNT_MAX, S3Options, S3Store, Store, UploadId, abort_until_gone,
+};
+
+use owned::{Owned, PlainTarget};
+use source::PlainSource;
+
+/// The file with the name of the upload, beside the journal.
+const UPLOAD: &str = "upload";
+/// The longest name of an upload.
+const UPLOAD_LEN_MAX: usize = 4096;
+
+/// One plain object of an object store (`s3+raw://BUCKET/KEY`): it holds a single image, whatever
+/// id is asked for. It never replaces an object that is there.
+#[derive(Debug)]
+pub struct PlainObjectRegion {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Arc<dyn Store>,
+    key: String,
+    location: String,
+    journals: Journals,
+    part_bytes_min: u64,
+}
+
+impl PlainObjectRegion {
+    /// The region of the object at that address; it need not exist. Nothing is asked of the store
+    /// yet.
+    ///
+    /// `state_dir` keeps the journals of copies to it; it is made when first needed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] when the address is no plain object's, or the settings for the store
+    /// are not usable.
+    pub fn open(
+        address: &BucketAddress,
+        options: &S3Options,
+        state_dir: impl AsRef<Path>,
+    ) -> Result<Self> {
+        if !address.plain {
+            return Err(Error::new(ErrorKind::Invalid, "use a region as a plain object")
+                .within(address.to_string())
+                .hint("write s3+raw://BUCKET/KEY"));
+        }
+        let store = S3Store::open(address, options)?;
+        Ok(Self::new(store, &address.key, &address.to_string(), state_dir))
+    }
+
+    /// The region of that object of a store; `location` names it in messages and journals.
+    pub fn new(
+        store: Arc<dyn Store>,
+        key: &str,
+        location: &str,
+        state_dir: impl AsRef<Path>,
+    ) -> Self {
+        let shared = Shared {
+            store,
+            key: key.to_owned(),
+            location: location.to_owned(),
+            journals: Journals::new(state_dir.as_ref(), location),
+            part_bytes_min: PART_BYTES_MIN,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    fn with<'a, T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Arc<Shared>) -> Result<T> + Send + 'static,
+    ) -> BoxFuture<'a, Result<T>> {
+        let shared = self.shared.clone();
+        blocking(move || work(&shared).map_err(|error| error.within(shared.location.clone())))
+    }
+}
+
+/// How an upload ended, or has not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// The object is there, and this job made it.
+    Completed,
+    /// The upload is gone, and the object is not this job's.
+    Gone,
+}
+
+impl Shared {
+    /// What the object is: its length and who made it; `None` where there is none.
+    async fn made_by(&self, job: JobId) -> Result<bool> {
+        let meta = self.store.head(&self.key).await?;
+        Ok(meta.is_some_and(|meta| meta.label.as_deref() == Some(job.to_string().as_str())))
+    }
+
+    /// Ends the upload for good, and tells how. After `Gone` it can never be completed.
+    async fn end_upload(&self, job: JobId, upload: Option<&UploadId>) -> Result<Fate> {
+        if let Some(upload) = upload {
+            // Order: gone before it is looked, or a completion on its way could still win.
+            abort_until_gone(self.store.as_ref(), &self.key, upload).await?;
+        }
+        Ok(if self.made_by(job).await? { Fate::Completed } else { Fate::Gone })
+    }
+
+    fn stage(self: &Arc<Self>, spec: &JobSpec) -> Result<PlainTarget> {
+        self.check_parts(spec.geometry)?;
+        let _claim = self.journals.claim()?;
+        if let Some(stage) = self.journals.find(spec.job)? {
+            if Journal::watch(&stage.dir, stage.job)?.is_some() {
+                return self.take_over(stage, spec);
+            }
+            // A start that was never acknowledged: nothing was uploaded yet.
+            remove(&stage)?;
+        }
+        for staged in self.journals.jobs()? {
+            let job = staged.spec.job;
+            if !matches!(self.settle(job)?.settled, Settled::RolledBack | Settled::Committed) {
+                return Err(Error::new(ErrorKind::Busy, "stage an object")
+                    .hint(format!("job {job} copies to it: wait, resume or cancel that one")));
+            }
+        }
+        if Handle::current().block_on(self.store.head(&self.key))?.is_some() {
+            return Err(Error::new(ErrorKind::Exists, "copy over an object")
+                .hint("delete it first, or choose another key"));
+        }
+        let stage = self.journals.make(spec.job)?;
+        let header = Header { spec: spec.clone(), name: self.location.clone() };
+        let journal = Journal::create(&stage.dir, header)?;
+        stage.dir.sync()?;
+        Ok(PlainTarget::new(Owned::new(self, stage, journal, Vec::new())))
+    }
+
+    /// The parts of an upload are the chunks, and stores want neither small nor many ones.
+    fn check_parts(&self, geometry: Geometry) -> Result<()> {
+        let chunk_bytes = geometry.chunk_size().bytes();
+        let hint = if geometry.chunk_count() > 1 && chunk_bytes < self.part_bytes_min {
+            "each chunk is a part of an upload, which has at least 5 MiB: give --chunk-size 8MiB"
+        } else if geometry.chunk_count() > PART_COUNT_MAX {
+            "each chunk is one of at most 10000 parts: give a larger --chunk-size, up to 64MiB; \
+             larger images fit in regions (s3://) only"
+        } else {
+            return Ok(());
+        };
+        let count = geometry.chunk_count();
+        let what = format!("upload {count} chunks of {} as an object", geometry.chunk_size());
+        Err(Error::new(ErrorKind::Invalid, what).hint(hint))
+    }
+
+    fn take_over(self: &Arc<Self>, stage: Stage, spec: &JobSpec) -> Result<PlainTarget> {
+        let mut chunks = Vec::new();
+        let journal = open_visiting(&stage.dir, spec, &mut |chunk| chunks.push(*chunk))?;
+        journal.forget_suspend()?;
+        Ok(PlainTarget::new(Owned::new(self, stage, journal, chunks)))
+    }
+
+    fn try_cancel(self: &Arc<Self>, job: JobId) -> Result<Option<Vote>> {
+        let Some((stage, watched)) = self.journals.watch(job)? else {
+            // Order: gone for good before anybody is told; whoever removed it may not have come to
+            // its sync.
+            self.journals.sync()?;
+            let made = Handle::current().block_on(self.made_by(job))?;
+            return Ok(Some(if made { Vote::Committed } else { Vote::Unknown }));
+        };
+        let Some(decision) = watched.try_decide()? else { return Ok(None) };
+        let opened = match Journal::open(&stage.dir, job, &mut |_| {}) {
+            // Its owner may have been appending while we read: only at rest is it damage.
+            Err(error) if error.kind() == ErrorKind::Corrupt && watched.is_owned_elsewhere()? => {
+                return Ok(None);
+            }
+            opened => opened?,
+        };
+        let Some(Open::Valid(journal)) = opened else { return Ok(None) };
+        if journal.is_done() {
+            // Order: durable before it is told; its owner may have died before its sync.
+            journal.sync()?;
+            return Ok(Some(Vote::Committed));
+        }
+        let first = !journal.is_cancelled()?;
+        let upload = read_upload(&stage)?;
+        // Who was completing it held the right to decide, and is gone: it may yet be completed.
+        if journal.prepared().is_some() {
+            let ended = self.end_upload(job, upload.as_ref());
+            if Handle::current().block_on(ended)? == Fate::Completed {
+                return Ok(Some(Vote::Committed));
+            }
+        }
+        // Order: durable before it is told; who wrote it may have died before its sync.
+        decision.cancel()?;
+        drop(decision);
+        if !watched.try_own()? {
+            return Ok(Some(Vote::Cancelled { first, clean: false }));
+        }
+        // Read anew: its owner may have begun an upload since, and be gone only now.
+        let upload = read_upload(&stage)?;
+        Handle::current().block_on(self.end_upload(job, upload.as_ref()))?;
+        remove(&stage)?;
+        Ok(Some(Vote::Cancelled { first, clean: true }))
+    }
+
+    fn recover(self: &Arc<Self>, only: Option<JobId>) -> Result<Vec<Recovered>> {
+        self.journals.forget_unacknowledged(&remove)?;
+        let mut all = self.journals.jobs()?;
+        all.retain(|staged| only.is_none_or(|only| only == staged.spec.job));
+        let settle_one = |staged: StagedJob| {
+            let job = staged.spec.job;
+            self.settle(job).unwrap_or_else(|error| {
+                Recovered::new(job, Some(staged.spec), Settled::Failed(error))
+            })
+        };
+        Ok(all.into_iter().map(settle_one).collect())
+    }
+
+    fn settle(&self, job: JobId) -> Result<Recovered> {
+        let Some(stage) = self.journals.find(job)? else {
+            return Ok(Recovered::new(job, None, Settled::Forgotten));
+        };
+        // Order: owned before it is read, or an append by its owner looks like damage.
+        let journal = match Journal::take_over(&stage.dir, job, &mut |_| {}) {
+            Ok(Some(Open::Valid(journal))) => journal,
+            Err(error) if error.kind() != ErrorKind::Busy => return Err(error),
+            Ok(_) | Err(_) => {
+                let spec = self.journals.job(job)?.map(|told| told.spec);
+                return Ok(Recovered::new(job, spec, Settled::Running));
+            }
+        };
+        let spec = journal.header().spec.clone();
+        let settled = self.settled(&stage, &journal)?;
+        Ok(Recovered::new(job, Some(spec), settled))
+    }
+
+    fn settled(&self, stage: &Stage, journal: &Journal) -> Result<Settled> {
+        let (job, wait) = (stage.job, Handle::current());
+        let is_made = journal.is_done()
+            || journal.prepared().is_some() && wait.block_on(self.made_by(job))?;
+        if is_made {
+            remove(stage)?;
+            return Ok(Settled::Committed);
+        }
+        if !journal.is_cancelled()? {
+            return Ok(Settled::Kept);
+        }
+        let Some(decision) = journal.try_decide()? else { return Ok(Settled::Running) };
+        let upload = read_upload(stage)?;
+        // An attempt to cancel that could not finish may have come before a completion landed.
+        if wait.block_on(self.end_upload(job, upload.as_ref()))? == Fate::Completed
+            && journal.prepared().is_some()
+        {
+            remove(stage)?;
+            return Ok(Settled::Committed);
+        }
+        decision.cancel()?;
+        remove(stage)?;
+        Ok(Settled::RolledBack)
+    }
+}
+
+/// The name of the upload; `None` when none was put on record.
+fn read_upload(stage: &Stage) -> Result<Option<UploadId>> {
+    let Some(file) = stage.dir.find_file(UPLOAD)? else { return Ok(None) };
+    let mut bytes = vec![0; UPLOAD_LEN_MAX + 1];
+    let count = file.read_at(0, &mut bytes)?;
+    bytes.truncate(count);
+    // The line's end is written with it: without one, it was never whole.
+    let text = String::from_utf8(bytes).unwrap_or_default();
+    Ok(text.strip_suffix('\n').map(|id| UploadId(id.to_owned())))
+}
+
+/// Puts the name of the upload on record, durable.
+fn write_upload(stage: &Stage, upload: &UploadId) -> Result<()> {
+    let line = format!("{}\n", upload.0);
+    if line.len() > UPLOAD_LEN_MAX || upload.0.contains('\n') {
+        return Err(Error::new(ErrorKind::Unsupported, "keep the name of an upload: too long"));
+    }
+    if stage.dir.find_file(UPLOAD)?.is_some() {
+        stage.dir.remove_file(UPLOAD)?;
+    }
+    let file = stage.dir.create_file(UPLOAD, 0o600)?;
+    file.write_at(0, line.as_bytes())?;
+    file.sync_all()?;
+    stage.dir.sync()
+}
+
+fn remove(stage: &Stage) -> Result<()> {
+    if stage.dir.find_file(UPLOAD)?.is_some() {
+        stage.dir.remove_file(UPLOAD)?;
+    }
+    stage.remove()
+}
+
+impl Region for PlainObjectRegion {
+    fn location(&self) -> String {
+        self.shared.location.clone()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::plain_object()
+    }
+
+    fn open<'a>(&'a self, _image: &'a ImageId) -> BoxFuture<'a, Result<Arc<dyn Source>>> {
+        Box::pin(async move {
+            let shared = &self.shared;
+            let source =
+                PlainSource::open(shared.store.clone(), &shared.key, &shared.location).await?;
+            let source: Arc<dyn Source> = Arc::new(source);
+            Ok(source)
+        })
+    }
+
+    fn stage<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
+        let spec = spec.clone();
+        self.with(move |shared| {
+            let target: Arc<dyn Target> = Arc::new(shared.stage(&spec)?);
+            Ok(target)
+        })
+    }
+
+    fn reopen<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
+        let spec = spec.clone();
+        self.with(move |shared| {
+            let stage = shared.journals.find(spec.job)?.ok_or_else(|| {
+                Error::new(ErrorKind::NotFound, format!("take over job {}", spec.job))
+                    .hint("nothing of it is staged any more")
+            })?;
+            let target: Arc<dyn Target> = Arc::new(shared.take_over(stage, &spec)?);
+            Ok(target)
+        })
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<ImageInfo>>> {
+        Box::pin(async move {
+            let image: ImageId = FILE_IMAGE.parse()?;
+            let meta = self.shared.store.head(&self.shared.key).await?;
+            Ok(meta.map(|meta| ImageInfo::new(image, meta.len)).into_iter().collect())
+        })
+    }
+
+    fn remove<'a>(&'a self, _image: &'a ImageId) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let Shared { store, key, location, .. } = &*self.shared;
+            if store.head(key).await?.is_none() {
+                return Err(
+                    Error::new(ErrorKind::NotFound, "remove object").within(location.clone())
+                );
+            }
+            store.delete(std::slice::from_ref(key)).await
+        })
+    }
+
+    fn locate<'a>(&'a self, _image: &'a ImageId) -> BoxFuture<'a, Result<Located>> {
+        Box::pin(async move {
+            let jobs = self.jobs().await?;
+            let meta = self.shared.store.head(&self.shared.key).await?;
+            let made_by = meta.as_ref().and_then(|meta| meta.label.as_ref()?.parse().ok());
+            let staged = jobs.first().map(|staged| staged.spec.job);
+            Ok(match (staged, meta) {
+                (Some(job), _) if made_by != Some(job) => Located::Staged(job),
+                (_, Some(_)) => Located::Committed(made_by),
+                _ => Located::Absent,
+            })
+        })
+    }
+
+    fn jobs(&self) -> BoxFuture<'_, Result<Vec<StagedJob>>> {
+        self.with(|shared| shared.journals.jobs())
+    }
+
+    fn job(&self, job: JobId) -> BoxFuture<'_, Result<Option<StagedJob>>> {
+        self.with(move |shared| shared.journals.job(job))
+    }
+
+    fn cancel<'a>(&'a self, job: JobId, _image: &'a ImageId) -> BoxFuture<'a, Result<Vote>> {
+        let shared = self.shared.clone();
+        Box::pin(until_decided(move || {
+            shared.try_cancel(job).map_err(|error| error.within(shared.location.clone()))
+        }))
+    }
+
+    fn wish(&self, job: JobId, wish: Wish) -> BoxFuture<'_, Result<bool>> {
+        let shared = self.shared.clone();
+        Box::pin(until_decided(move || shared.journals.try_wish(job, wish)))
+    }
+
+    fn recover(&self, only: Option<JobId>) -> BoxFuture<'_, Result<Vec<Recovered>>> {
+        self.with(move |shared| shared.recover(only))
+    }
+}
