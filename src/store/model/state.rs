@@ -338,7 +338,10 @@ impl State {
             begun_ms: begun.begun_ms,
         };
         let below = |(_, begun): &(&UploadId, &Begun)| begun.key.starts_with(prefix);
-        self.shown().1.iter().filter(below).map(upload).collect()
+        let mut found: Vec<Upload> = self.shown().1.iter().filter(below).map(upload).collect();
+        // As servers list them, not by what they are called.
+        found.sort_by(|one, other| (&one.key, one.begun_ms).cmp(&(&other.key, other.begun_ms)));
+        found
     }
 }
 
