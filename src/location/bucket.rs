@@ -136,8 +136,8 @@ impl fmt::Display for BucketAddress {
     }
 }
 
-const KEY_HINT: &str = "a key has parts of letters, digits, space and ._-+=@,: between single slashes, \
-                        none of them . or .., and at most 512 bytes";
+const KEY_HINT: &str = "a key has parts of letters, digits, space and ._-+=@,: between single \
+                        slashes, none of them . or .., and at most 512 bytes";
 
 fn flag(value: &str) -> Option<bool> {
     match value {

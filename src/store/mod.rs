@@ -1,15 +1,15 @@
-//! An object store as this crate sees it: requests on keys, conditions, versions, and what was proven.
+//! An object store as this crate sees it: requests on keys, conditions, versions, what was proven.
 //!
 //! A [`Store`] is one prefix of one bucket. Regions of images are built on it and know nothing else
-//! of S3, GCS or Azure. Each call here is *one* thing asked of the store; wrappers that implement the
-//! same trait add what cuts across (retries, pace).
+//! of S3, GCS or Azure. Each call here is *one* thing asked of the store; wrappers that implement
+//! the same trait add what cuts across (retries, pace).
 //!
 //! # The contract
 //!
 //! * **Keys** are relative to the store's prefix, and no other key is ever named to the server. A
-//!   key is `/`-separated, each part one to 255 of `A-Z a-z 0-9 . _ - + = @ , :` and space, no part `.`
-//!   or `..`, at most 800 bytes in all: see [`check_key`]. Objects with other keys, which nobody here
-//!   made, are not listed.
+//!   key is `/`-separated, each part one to 255 of `A-Z a-z 0-9 . _ - + = @ , :` and space, no part
+//!   `.` or `..`, at most 800 bytes in all: see [`check_key`]. Objects with other keys, which
+//!   nobody here made, are not listed.
 //! * **What an answer says is so.** `Done` is durable at the store. A refused condition left the
 //!   object as it was. An error of an unconditional call says nothing about whether it was carried
 //!   out: all of them may simply be made again.
@@ -106,8 +106,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// The store's own failure, by which the object was not written, unless the condition is
-    /// [`Condition::Any`]: then it may have been. `Unsupported` when the store gives no version to a
-    /// conditional write.
+    /// [`Condition::Any`]: then it may have been. `Unsupported` when the store gives no version to
+    /// a conditional write.
     ///
     /// # Durability
     /// What is `Done` is durable.

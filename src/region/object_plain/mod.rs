@@ -1,4 +1,4 @@
-//! A plain object of an object store as a region of one image: other tools see nothing but the object.
+//! A plain object of an object store as a region of one image: other tools see but the object.
 //!
 //! Copied to by one multipart upload, a part a chunk, which the store shows to nobody until it is
 //! completed. The job's journal lies in the state folder, with the upload's name beside it. Between

@@ -2,6 +2,7 @@
 //! recovered.
 
 mod owned;
+mod reopen;
 mod target;
 mod vote;
 
@@ -9,17 +10,17 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::chunk::Durable;
 use crate::disk::{Dir, Facts, File, Kind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::JobId;
 use crate::job::JobSpec;
 use crate::journal::{Found, Header, JOURNAL, Journal, Open, Published, Settlement, settle};
 use crate::manifest::Manifest;
-use crate::region::{Recovered, Restored, Settled, StagedJob};
+use crate::region::{Recovered, Settled, StagedJob};
 use crate::{sabotage, sync};
 
 pub(crate) use owned::OwnedStage;
+pub(crate) use reopen::{open_restoring, open_visiting};
 pub(crate) use target::{Held, JournaledTarget, Owned, until_decided};
 pub(crate) use vote::{put_wish, staged_job};
 
@@ -430,37 +431,6 @@ impl StageStore {
 
     fn names(&self) -> MutexGuard<'_, HashMap<JobId, String>> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Owns the journal of a job whose owner is gone, and tells what it made durable.
-pub(crate) fn open_restoring(dir: &Dir, spec: &JobSpec) -> Result<(Journal, Restored)> {
-    let mut restored = Restored::new(spec.geometry);
-    let mut broken = Ok(());
-    let journal = open_visiting(dir, spec, &mut |chunk| {
-        if let Err(error) = restored.record(chunk) {
-            broken = Err(error);
-        }
-    })?;
-    broken?;
-    Ok((journal, restored))
-}
-
-/// Owns the journal of a job whose owner is gone, and shows each chunk that it made durable.
-pub(crate) fn open_visiting(
-    dir: &Dir,
-    spec: &JobSpec,
-    visit: &mut dyn FnMut(&Durable),
-) -> Result<Journal> {
-    let gone = || nothing_staged(spec.job);
-    let watched = Journal::watch(dir, spec.job)?.ok_or_else(gone)?;
-    if !watched.header().spec.same_request(spec) {
-        return Err(Error::new(ErrorKind::Invalid, format!("take over job {}", spec.job))
-            .hint("it was started with another request"));
-    }
-    match Journal::take_over(dir, spec.job, visit)? {
-        Some(Open::Valid(journal)) => Ok(*journal),
-        Some(Open::Unacknowledged) | None => Err(gone()),
     }
 }
 

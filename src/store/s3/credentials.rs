@@ -221,8 +221,8 @@ fn profile(env: Env<'_>, read: Read<'_>) -> Result<BTreeMap<String, String>> {
     }
 }
 
-/// The sections of such a file, each with its `name = value` lines. Indented lines belong to what is
-/// above them, which is never a key.
+/// The sections of such a file, each with its `name = value` lines. Indented lines belong to what
+/// is above them, which is never a key.
 fn sections(text: &str) -> Vec<(String, BTreeMap<String, String>)> {
     let mut all: Vec<(String, BTreeMap<String, String>)> = Vec::new();
     for line in text.lines() {

@@ -4,6 +4,7 @@
 //! hides what has to be seen here (status, code and request id, checksums that come back, whether a
 //! condition was answered), reads replies of any length, and lists neither uploads nor parts.
 
+mod calls;
 mod credentials;
 mod request;
 mod times;
@@ -24,9 +25,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, to_u64};
 use crate::location::BucketAddress;
 use crate::store::{
-    Address, BoxFuture, Condition, DELETE_KEYS_MAX, Entry, Meta, Object, PAGE_ENTRIES_MAX, Page,
-    Part, Put, Steady, SteadyOptions, Store, Trouble, Upload, UploadId, Version, check_key,
-    check_prefix,
+    Address, Condition, DELETE_KEYS_MAX, Entry, Meta, Object, PAGE_ENTRIES_MAX, Page, Put, Steady,
+    SteadyOptions, Store, Trouble, Version, check_key, check_prefix,
 };
 
 use request::{Ask, Client, LIST_BYTES_MAX, Reply, text};
@@ -353,8 +353,8 @@ impl S3Store {
                 }
                 last = Some(key);
             }
-            // A page of strangers only: behind it there may be some of ours. Each page begins behind
-            // the one before, so that a server that goes in circles comes to an end.
+            // A page of strangers only: behind it there may be some of ours. Each page begins
+            // behind the one before, so that a server that goes in circles comes to an end.
             match last.filter(|last| Some(last) > passed.as_ref()) {
                 Some(last) if entries.is_empty() && listed.is_truncated => {
                     passed = Some(last.clone());
@@ -433,110 +433,4 @@ fn version(headers: &HeaderMap) -> Option<Version> {
 /// Where a reply to a ranged read begins: `bytes 0-9/100`.
 fn start_of(content_range: &str) -> Option<u64> {
     content_range.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
-}
-
-impl Store for S3Store {
-    fn location(&self) -> String {
-        self.location.clone()
-    }
-
-    fn address(&self, key: &str) -> Address {
-        Address { bucket: self.bucket.clone(), key: format!("{}{key}", self.prefix) }
-    }
-
-    fn get<'a>(&'a self, key: &'a str, len_max: u64) -> BoxFuture<'a, Result<Option<Object>>> {
-        Box::pin(self.get(key, len_max))
-    }
-
-    fn head<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Meta>>> {
-        Box::pin(self.head(key))
-    }
-
-    fn get_range<'a>(
-        &'a self,
-        key: &'a str,
-        range: ByteRange,
-        pinned: Option<&'a Version>,
-    ) -> BoxFuture<'a, Result<Bytes>> {
-        Box::pin(self.get_range(key, range, pinned))
-    }
-
-    fn put<'a>(
-        &'a self,
-        key: &'a str,
-        bytes: Bytes,
-        when: &'a Condition,
-    ) -> BoxFuture<'a, Result<Put>> {
-        Box::pin(self.put(key, bytes, when))
-    }
-
-    fn delete<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.delete(keys))
-    }
-
-    fn list<'a>(
-        &'a self,
-        prefix: &'a str,
-        after: Option<&'a str>,
-        limit: usize,
-    ) -> BoxFuture<'a, Result<Page>> {
-        Box::pin(self.list(prefix, after, limit))
-    }
-
-    fn folders<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<String>>> {
-        Box::pin(self.folders(folder))
-    }
-
-    fn copy<'a>(&'a self, from: &'a Address, to: &'a str) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.copy(from, to))
-    }
-
-    fn upload_begin<'a>(&'a self, key: &'a str, label: &'a str) -> BoxFuture<'a, Result<UploadId>> {
-        Box::pin(self.begin(key, label))
-    }
-
-    fn upload_part<'a>(
-        &'a self,
-        key: &'a str,
-        upload: &'a UploadId,
-        number: u32,
-        bytes: Bytes,
-    ) -> BoxFuture<'a, Result<Part>> {
-        Box::pin(self.part(key, upload, number, bytes))
-    }
-
-    fn upload_complete<'a>(
-        &'a self,
-        key: &'a str,
-        upload: &'a UploadId,
-        parts: &'a [Part],
-        when: &'a Condition,
-    ) -> BoxFuture<'a, Result<Put>> {
-        Box::pin(self.complete(key, upload, parts, when))
-    }
-
-    fn upload_abort<'a>(&'a self, key: &'a str, upload: &'a UploadId) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.abort(key, upload))
-    }
-
-    fn uploads<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Upload>>> {
-        Box::pin(self.unfinished(prefix))
-    }
-
-    fn parts<'a>(
-        &'a self,
-        key: &'a str,
-        upload: &'a UploadId,
-    ) -> BoxFuture<'a, Result<Option<Vec<Part>>>> {
-        Box::pin(self.held(key, upload))
-    }
-
-    fn has_checksums(&self) -> bool {
-        self.client.vouches.load(Relaxed)
-    }
-
-    fn settle(&self) -> BoxFuture<'_, ()> {
-        // A request here ends with the call that makes it.
-        Box::pin(std::future::ready(()))
-    }
 }

@@ -1,4 +1,4 @@
-//! One signed request to an S3 server, and its reply: bounded, checked, and told apart from a failure.
+//! One signed request to an S3 server, and its reply: bounded, checked, told apart from a failure.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;

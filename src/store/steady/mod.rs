@@ -1,8 +1,9 @@
-//! A store that is asked again: the one layer of retries, with deadlines, a window and second sendings.
+//! A store that is asked again: the one layer of retries; deadlines, a window, second sendings.
 //!
 //! Every request of a call runs as a task of its own, to its end or its deadline: a call that is
 //! dropped leaves no request half way, and [`Store::settle`] waits for them all.
 
+mod calls;
 mod pace;
 
 use std::collections::HashMap;
@@ -10,16 +11,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use bytes::Bytes;
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::{ByteRange, to_u64};
 use crate::host;
-use crate::store::{
-    Address, BoxFuture, Class, Condition, Meta, Object, Page, Part, Put, Store, Trouble, Upload,
-    UploadId, Version,
-};
+use crate::store::{BoxFuture, Class, Condition, Put, Store, Trouble};
 use crate::sync::Mutex;
 use crate::sync::time::{Instant, sleep, timeout};
 
@@ -30,8 +26,8 @@ pub use pace::SteadyOptions;
 /// A store whose requests are made again when that may help.
 ///
 /// Throttled requests wait as the store asks, with fewer at a time; what may pass is tried again
-/// within a budget; what will not is told at once. A conditional write is tried again only while the
-/// store has surely not carried it out: otherwise the answer is [`Put::Unknown`].
+/// within a budget; what will not is told at once. A conditional write is tried again only while
+/// the store has surely not carried it out: otherwise the answer is [`Put::Unknown`].
 pub struct Steady {
     shared: Arc<Shared>,
 }
@@ -330,210 +326,4 @@ impl Task {
 
 fn locked<T>(mutex: &Mutex<T>) -> crate::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-impl Store for Steady {
-    fn location(&self) -> String {
-        self.shared.inner.location()
-    }
-
-    fn address(&self, key: &str) -> Address {
-        self.shared.inner.address(key)
-    }
-
-    fn get<'a>(&'a self, key: &'a str, len_max: u64) -> BoxFuture<'a, Result<Option<Object>>> {
-        let (task, key) = (Task::new("read an object").bytes(len_max).repeatable(), key.to_owned());
-        Box::pin(self.call(task, move |store| {
-            let key = key.clone();
-            Box::pin(async move { store.get(&key, len_max).await })
-        }))
-    }
-
-    fn head<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Meta>>> {
-        let (task, key) = (Task::new("look at an object").repeatable(), key.to_owned());
-        Box::pin(self.call(task, move |store| {
-            let key = key.clone();
-            Box::pin(async move { store.head(&key).await })
-        }))
-    }
-
-    fn get_range<'a>(
-        &'a self,
-        key: &'a str,
-        range: ByteRange,
-        pinned: Option<&'a Version>,
-    ) -> BoxFuture<'a, Result<Bytes>> {
-        let task = Task::new("read a part of an object").bytes(range.len).repeatable();
-        let (key, pinned) = (key.to_owned(), pinned.cloned());
-        Box::pin(self.call(task, move |store| {
-            let (key, pinned) = (key.clone(), pinned.clone());
-            Box::pin(async move { store.get_range(&key, range, pinned.as_ref()).await })
-        }))
-    }
-
-    fn put<'a>(
-        &'a self,
-        key: &'a str,
-        bytes: Bytes,
-        when: &'a Condition,
-    ) -> BoxFuture<'a, Result<Put>> {
-        let task = Task::new("write an object").bytes(to_u64(bytes.len())).under(when);
-        let (key, condition) = (key.to_owned(), when.clone());
-        let deadline = self.shared.options.deadline_of(task.bytes);
-        let send: Sending<Put> = Arc::new(move |store| {
-            let (key, bytes, when) = (key.clone(), bytes.clone(), condition.clone());
-            Box::pin(clearly(task, deadline, when.clone(), async move {
-                store.put(&key, bytes, &when).await
-            }))
-        });
-        Box::pin(self.conditionally(task, when, send))
-    }
-
-    fn delete<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<()>> {
-        let (task, keys) = (Task::new("delete objects"), keys.to_vec());
-        Box::pin(self.call(task, move |store| {
-            let keys = keys.clone();
-            Box::pin(async move { store.delete(&keys).await })
-        }))
-    }
-
-    fn list<'a>(
-        &'a self,
-        prefix: &'a str,
-        after: Option<&'a str>,
-        limit: usize,
-    ) -> BoxFuture<'a, Result<Page>> {
-        let task = Task::new("list objects").repeatable();
-        let (prefix, after) = (prefix.to_owned(), after.map(str::to_owned));
-        Box::pin(self.call(task, move |store| {
-            let (prefix, after) = (prefix.clone(), after.clone());
-            Box::pin(async move { store.list(&prefix, after.as_deref(), limit).await })
-        }))
-    }
-
-    fn folders<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<String>>> {
-        let (task, folder) = (Task::new("list folders"), folder.to_owned());
-        Box::pin(self.call(task, move |store| {
-            let folder = folder.clone();
-            Box::pin(async move { store.folders(&folder).await })
-        }))
-    }
-
-    fn copy<'a>(&'a self, from: &'a Address, to: &'a str) -> BoxFuture<'a, Result<()>> {
-        let (task, from, to) = (Task::new("copy an object"), from.clone(), to.to_owned());
-        Box::pin(self.call(task, move |store| {
-            let (from, to) = (from.clone(), to.clone());
-            Box::pin(async move { store.copy(&from, &to).await })
-        }))
-    }
-
-    fn upload_begin<'a>(&'a self, key: &'a str, label: &'a str) -> BoxFuture<'a, Result<UploadId>> {
-        let (task, key, label) = (Task::new("begin an upload"), key.to_owned(), label.to_owned());
-        Box::pin(self.call(task, move |store| {
-            let (key, label) = (key.clone(), label.clone());
-            Box::pin(async move { store.upload_begin(&key, &label).await })
-        }))
-    }
-
-    fn upload_part<'a>(
-        &'a self,
-        key: &'a str,
-        upload: &'a UploadId,
-        number: u32,
-        bytes: Bytes,
-    ) -> BoxFuture<'a, Result<Part>> {
-        let task = Task::new("upload a part").bytes(to_u64(bytes.len())).repeatable();
-        let (key, upload) = (key.to_owned(), upload.clone());
-        Box::pin(self.call(task, move |store| {
-            let (key, upload, bytes) = (key.clone(), upload.clone(), bytes.clone());
-            Box::pin(async move { store.upload_part(&key, &upload, number, bytes).await })
-        }))
-    }
-
-    fn upload_complete<'a>(
-        &'a self,
-        key: &'a str,
-        upload: &'a UploadId,
-        parts: &'a [Part],
-        when: &'a Condition,
-    ) -> BoxFuture<'a, Result<Put>> {
-        let task = Task::new("complete an upload").under(when);
-        let (key, upload, parts) = (key.to_owned(), upload.clone(), parts.to_vec());
-        let condition = when.clone();
-        let deadline = self.shared.options.deadline_of(0);
-        let send: Sending<Put> = Arc::new(move |store| {
-            let (key, upload, parts) = (key.clone(), upload.clone(), parts.clone());
-            let when = condition.clone();
-            Box::pin(clearly(task, deadline, when.clone(), async move {
-                store.upload_complete(&key, &upload, &parts, &when).await
-            }))
-        });
-        // Never twice at once: the second would find no upload, and hide what the first has done.
-        match when {
-            Condition::Any => Box::pin(async move { Ok(self.tried(task, send).await?.0) }),
-            _ => Box::pin(self.conditionally(task, when, send)),
-        }
-    }
-
-    fn upload_abort<'a>(&'a self, key: &'a str, upload: &'a UploadId) -> BoxFuture<'a, Result<()>> {
-        let task = Task::new("abort an upload");
-        let (key, upload) = (key.to_owned(), upload.clone());
-        Box::pin(self.call(task, move |store| {
-            let (key, upload) = (key.clone(), upload.clone());
-            Box::pin(async move { store.upload_abort(&key, &upload).await })
-        }))
-    }
-
-    fn uploads<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Upload>>> {
-        let (task, prefix) = (Task::new("list uploads"), prefix.to_owned());
-        Box::pin(self.call(task, move |store| {
-            let prefix = prefix.clone();
-            Box::pin(async move { store.uploads(&prefix).await })
-        }))
-    }
-
-    fn parts<'a>(
-        &'a self,
-        key: &'a str,
-        upload: &'a UploadId,
-    ) -> BoxFuture<'a, Result<Option<Vec<Part>>>> {
-        let task = Task::new("list parts").repeatable();
-        let (key, upload) = (key.to_owned(), upload.clone());
-        Box::pin(self.call(task, move |store| {
-            let (key, upload) = (key.clone(), upload.clone());
-            Box::pin(async move { store.parts(&key, &upload).await })
-        }))
-    }
-
-    fn has_checksums(&self) -> bool {
-        self.shared.inner.has_checksums()
-    }
-
-    fn settle(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            let mut live = self.shared.live.subscribe();
-            // The sender lives as long as this does.
-            drop(live.wait_for(|live| *live == 0).await);
-            self.shared.inner.settle().await;
-        })
-    }
-}
-
-/// A write under a condition that is given up at its deadline has no clear answer.
-async fn clearly(
-    task: Task,
-    deadline: std::time::Duration,
-    when: Condition,
-    write: impl Future<Output = Result<Put>>,
-) -> Result<Put> {
-    if when == Condition::Any {
-        return write.await;
-    }
-    match timeout(deadline, write).await {
-        Ok(answer) => answer,
-        Err(_) => Ok(Put::Unknown(Error::new(
-            ErrorKind::Unavailable,
-            format!("{}: no answer in {} s", task.verb, deadline.as_secs()),
-        ))),
-    }
 }
