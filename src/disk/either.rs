@@ -118,6 +118,7 @@ impl Fd {
         file_system() -> FileSystem;
         seek(to: SeekFrom) -> u64;
         evict(range: ByteRange) -> ();
+        prefetch(range: ByteRange) -> ();
         lock(byte: LockByte) -> ();
         unlock(byte: LockByte) -> ();
         is_locked(byte: LockByte) -> bool;

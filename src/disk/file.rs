@@ -280,6 +280,13 @@ impl File {
             .map_err(|errno| Error::io("evict cached pages", errno))
     }
 
+    /// Has the range read into the page cache, and does not wait for it. Linux takes no more at a
+    /// time than the device takes in one request, and passes over the rest.
+    pub(crate) fn prefetch(&self, range: ByteRange) -> Result<()> {
+        retry_on_intr(|| self.0.prefetch(range))
+            .map_err(|errno| Error::io("read ahead in a file", errno))
+    }
+
     /// Tries to take the right that this byte stands for. Rights belong to the open file
     /// description: they end when the last handle to it is closed, so also when the process dies,
     /// and two handles of one process exclude each other.

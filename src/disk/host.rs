@@ -187,6 +187,12 @@ impl Fd {
         rustix::fs::fadvise(&self.0, range.offset, len, Advice::DontNeed)
     }
 
+    /// Begins to read the range into the page cache.
+    pub(super) fn prefetch(&self, range: ByteRange) -> Result<()> {
+        let len = NonZeroU64::new(range.len);
+        rustix::fs::fadvise(&self.0, range.offset, len, Advice::WillNeed)
+    }
+
     /// Takes the lock on that byte; `EAGAIN` while another open file description has it.
     pub(super) fn lock(&self, byte: LockByte) -> Result<()> {
         match fcntl(&self.0, FcntlArg::F_OFD_SETLK(&lock_record(libc::F_WRLCK, byte)?)) {

@@ -244,4 +244,28 @@ mod tests {
         assert_eq!(file.read_at(512 << 10, &mut byte).unwrap(), 1);
         assert_eq!(byte, [0]);
     }
+
+    #[test]
+    fn reading_ahead_reads_from_the_device() {
+        let (_temp, dir) = folder();
+        let file = dir.create_file("f", 0o600).unwrap();
+        let range = ByteRange::new(0, 64 << 10);
+        file.write_at(0, &[1; 64 << 10]).unwrap();
+        file.sync_data().unwrap();
+        file.evict(range).unwrap();
+        // What this thread has had read from devices, as the kernel counts.
+        let count = || {
+            let counts = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+            let bytes = counts.lines().find_map(|line| line.strip_prefix("read_bytes: "))?;
+            bytes.parse::<u64>().ok()
+        };
+        let before = count();
+        file.prefetch(range).unwrap();
+        match (before, count()) {
+            (Some(before), Some(after)) if file.file_system().unwrap().writes_directly() => {
+                assert_eq!(after - before, range.len);
+            }
+            _ => println!("skipped: no device below, or no counts in /proc/thread-self/io"),
+        }
+    }
 }

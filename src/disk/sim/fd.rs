@@ -276,6 +276,11 @@ impl Fd {
         })
     }
 
+    /// Nothing is ever slow to read here.
+    pub(in crate::disk) fn prefetch(&self, range: ByteRange) -> Result<()> {
+        self.shared.call(self.ranged("prefetch", range.offset, range.len), |_| Ok(()))
+    }
+
     pub(in crate::disk) fn lock(&self, byte: LockByte) -> Result<()> {
         self.shared.call(self.ranged("lock", byte.0, 1), |world| {
             let locks = &mut world.volume.inode_mut(self.inode)?.locks;

@@ -3,6 +3,8 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -11,7 +13,7 @@ use crate::engine::pool::{PIECE_BYTES, Scratch};
 use crate::engine::progress::Counters;
 use crate::engine::run::Run;
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_u64};
+use crate::geometry::{ByteRange, ChunkIndex, ChunkRun, Geometry, to_u64};
 use crate::job::Stall;
 use crate::manifest::Manifest;
 use crate::region::{Base, LocalFile, Target};
@@ -22,6 +24,10 @@ use super::fused::OpenChunk;
 use super::gather::{Gather, Room, Sink};
 use super::writer::Writer;
 use super::{enter, pass_throttle};
+
+/// A piece that takes longer comes from a device: half a GiB/s, a fraction of what the page cache
+/// gives.
+const COLD_PIECE_TIME: Duration = Duration::from_micros(500);
 
 /// Both ends of a copy on this host.
 #[derive(Debug)]
@@ -41,6 +47,8 @@ pub(super) struct Ends {
     /// Keeps the stage owned until the last write under way has ended, also after a crash: nobody
     /// may take a stage over while somebody still writes to it.
     _owner: Arc<dyn Target>,
+    /// The last piece was slow to read: what comes next is asked for ahead.
+    is_cold: AtomicBool,
 }
 
 impl Ends {
@@ -57,6 +65,7 @@ impl Ends {
             counters: run.counters.clone(),
             shared,
             _owner: run.target.clone(),
+            is_cold: AtomicBool::new(false),
         })
     }
 
@@ -69,7 +78,9 @@ impl Ends {
     pub(super) fn read(&self, offset: u64, piece: &mut [u8]) -> Result<()> {
         let began = Instant::now();
         let read = self.source.file.read_at(offset, piece);
-        self.counters.stalled(Stall::Read, began.elapsed());
+        let elapsed = began.elapsed();
+        self.counters.stalled(Stall::Read, elapsed);
+        self.is_cold.store(elapsed > COLD_PIECE_TIME, Relaxed);
         let count = to_u64(read.map_err(|error| self.at_source(error, offset))?);
         Counters::add(&self.counters.read_bytes, count);
         if count == to_u64(piece.len()) {
@@ -93,6 +104,25 @@ impl Ends {
         // A file that changes under us may answer with a hole where we stand; reading tells.
         let hole = if hole > offset { hole.min(end) } else { end };
         Ok(Segment { end: hole, is_data: true })
+    }
+
+    /// Has the data between `at` and `end` read while we work on what comes before it: a thread
+    /// would wait for one piece after the other, and a device likes to have more to do.
+    fn prefetch(&self, mut at: u64, end: u64, mut segment: Segment) -> Result<()> {
+        while at < end {
+            if at >= segment.end {
+                segment = self.segment_at(at, end)?;
+            }
+            let len = (segment.end.min(end) - at).min(to_u64(PIECE_BYTES));
+            if segment.is_data {
+                // Advice, no more: a read says what is wrong.
+                self.source.file.prefetch(ByteRange::new(at, len)).ok();
+                at += len;
+            } else {
+                at = segment.end;
+            }
+        }
+        Ok(())
     }
 
     fn sink(&self, looks: bool) -> Sink<'_> {
@@ -187,6 +217,9 @@ struct Strip {
     /// Up to where the run of data or hole that we are in is known.
     segment: Segment,
     room: Room,
+    /// What the strip holds was asked for ahead, or need not be: within one run of data the kernel
+    /// does so by itself.
+    prefetched: bool,
 }
 
 /// What one turn on a worker thread got done.
@@ -216,6 +249,7 @@ impl Strip {
             open: None,
             segment: Segment { end: known_end, is_data: true },
             room: Room::default(),
+            prefetched: !mixed,
         }
     }
 
@@ -242,6 +276,10 @@ impl Strip {
         let mut room = std::mem::take(&mut self.room);
         let mut gather = Gather::new(ends.sink(self.looks), scratch.window(), &mut room);
         let mut ended = Ok(());
+        if !self.prefetched && ends.is_cold.load(Relaxed) {
+            self.prefetched = true;
+            ended = ends.prefetch(self.at(), self.end, self.segment);
+        }
         while ended.is_ok() && self.next < self.chunks.end() && advanced.read_bytes < budget {
             ended = self.step(ends, &mut gather, &mut advanced, budget);
         }
