@@ -246,6 +246,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::print_stderr, reason = "a skipped test says why")]
     fn reading_ahead_reads_from_the_device() {
         let (_temp, dir) = folder();
         let file = dir.create_file("f", 0o600).unwrap();
@@ -265,7 +266,7 @@ mod tests {
             (Some(before), Some(after)) if file.file_system().unwrap().writes_directly() => {
                 assert_eq!(after - before, range.len);
             }
-            _ => println!("skipped: no device below, or no counts in /proc/thread-self/io"),
+            _ => eprintln!("skipped: no device below, or no counts in /proc/thread-self/io"),
         }
     }
 }
