@@ -91,8 +91,8 @@
 //! |---|---|
 //! | none | the library with memory, directory, file and block-device regions |
 //! | `cli` | the `blockferry` command |
-//! | `object` | object stores, S3 and its kin: the module `store`, and `region::PlainObjectRegion`; with `cli`, `blockferry probe` |
-//! | `peer` | copies between daemons: `region::PeerRegion`, the modules `serve`, `peer` (who may) and `wire` (the chunk protocol); with `cli`, `blockferry serve` and `cert` |
+//! | `object` | object stores, S3 and its kin: `region::ObjectRegion` and `region::PlainObjectRegion`, the module `store`; with `cli`, `blockferry probe` |
+//! | `peer` | copies between daemons: `region::PeerRegion`, the modules `serve`, `peer` (who may), `wire` (the chunk protocol) and `compress`; with `cli`, `blockferry serve` and `cert` |
 //! | `service` | the module `service`: images, queues, tokens and followers above the engine, for daemons |
 //! | `clouds` | the module `clouds`: the copy calls of Alibaba ECS, Baidu BCC and Huawei IMS over that; with `cli`, `blockferry api` |
 //! | `testing` | the module `testing`: the conformance suite and the fault wrappers, for those who write regions |
@@ -103,6 +103,8 @@ pub mod chunk;
 #[cfg(feature = "clouds")]
 pub mod clouds;
 mod codec;
+#[cfg(any(feature = "object", feature = "peer"))]
+pub mod compress;
 mod disk;
 pub mod engine;
 pub mod error;

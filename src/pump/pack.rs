@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::compress::Packer;
 use crate::geometry::to_u64;
 use crate::host;
 use crate::sync::time::Instant;
 use crate::sync::{Mutex, MutexGuard};
-use crate::wire::compress::Packer;
 use crate::wire::message::Codec;
 
 /// The fastest level: a link that is worth a slower one is slow indeed.

@@ -9,9 +9,8 @@
 //! | cut a stream of bytes into frames | [`frame`] |
 //! | know what the frames say | [`message`] |
 //! | speak with another daemon | [`session`] |
-//! | put a chunk in fewer bytes, and safely back | [`compress`] |
+//! | put a chunk in fewer bytes, and safely back | [`compress`](crate::compress) |
 
-pub mod compress;
 pub mod frame;
 pub mod message;
 pub mod session;

@@ -14,7 +14,7 @@ mod solo;
 
 use bytes::BytesMut;
 
-use crate::wire::compress::{Packer, unpack};
+use crate::compress::{Packer, unpack};
 use crate::wire::frame::{
     CHUNK_PREFIX_LEN, CONTROL_LEN_MAX, Expect, Frame, HEADER_LEN, VERSION, wanted,
 };

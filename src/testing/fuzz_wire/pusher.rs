@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
+use crate::compress::Packer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ChunkIndex, ChunkRun};
 use crate::id::ImageId;
 use crate::manifest::TableBuilder;
-use crate::wire::compress::Packer;
 use crate::wire::frame::{Expect, Frame, Packet};
 use crate::wire::message::{Begin, Codec, Decision, Hello, Name, Standing};
 use crate::wire::session::{

@@ -5,9 +5,9 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 
 use crate::chunk::Digest;
+use crate::compress::Packer;
 use crate::error::{Error, ErrorKind};
 use crate::geometry::{ByteRange, ChunkIndex, ChunkRun};
-use crate::wire::compress::Packer;
 use crate::wire::frame::VERSION;
 use crate::wire::message::{
     Ask, Chunk, Codec, Decision, Message, Piece, PieceRun, Refusal, Standing, Token,

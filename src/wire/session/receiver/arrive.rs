@@ -6,10 +6,10 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::chunk::{Content, Digest, Durable, Sealed, Written};
+use crate::compress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_u64, to_usize};
 use crate::seal::{Seal, seal};
-use crate::wire::compress;
 use crate::wire::message::{Chunk, Codec, FEATURE_ZSTD, Message, Refusal};
 
 use super::super::LinkId;

@@ -29,7 +29,7 @@ impl Sender {
     }
 
     /// Gives one chunk: `bytes` are the chunk itself, or its zstd frame
-    /// ([`Packer`](crate::wire::compress::Packer)). They are kept, not copied, until they are
+    /// ([`Packer`](crate::compress::Packer)). They are kept, not copied, until they are
     /// acknowledged.
     ///
     /// # Errors
