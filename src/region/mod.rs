@@ -35,6 +35,8 @@ mod journals;
 mod local;
 pub(crate) mod memory;
 #[cfg(feature = "object")]
+pub mod object;
+#[cfg(feature = "object")]
 mod object_plain;
 #[cfg(feature = "peer")]
 pub(crate) mod peer;

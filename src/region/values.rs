@@ -178,7 +178,7 @@ pub enum Vote {
 }
 
 /// How a job was decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[must_use]
 pub enum Outcome {
     /// The image is visible, complete and durable.

@@ -1,0 +1,420 @@
+//! A stage in an object store: where its owner stands, what it writes, what it hears.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::chunk::{Content, Durable, Sealed, Written};
+use crate::compress::Packer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::{ByteRange, ChunkIndex, ChunkRun, to_usize};
+use crate::host;
+use crate::job::{JobSpec, JobState, Progress};
+use crate::region::{Outcome, Restored, Wishes};
+use crate::store::{Condition, Put};
+
+use super::Shared;
+use super::gather::{Gathered, Whereabouts};
+use super::names::{self, Named, Part};
+use super::notes::{self, NOTE_LEN_MAX, ZEROS_LEN_MAX};
+use super::pulse::Heart;
+use super::register::{Held, Swapped, draw};
+use super::rules::{self, Decide, Owner};
+use super::source::read_chunk;
+
+/// How hard chunks are packed: the level that is worth a network.
+const PACK_LEVEL: i32 = 1;
+/// How many looks and signs of life in a row are made at once; then one each beat.
+const BURST: u32 = 8;
+
+/// What a target and its signs of life share.
+#[derive(Debug)]
+pub(super) struct Stage {
+    pub(super) shared: Arc<Shared>,
+    pub(super) spec: JobSpec,
+    pub(super) owner: Owner,
+    /// The head as this owner last wrote it.
+    pub(super) held: tokio::sync::Mutex<Held>,
+    heart: tokio::sync::Mutex<Heart>,
+    inner: Mutex<Inner>,
+    /// The target is dropped, or needs no sign of life any more.
+    ended: CancellationToken,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    standing: Standing,
+    attempt: Option<Attempt>,
+    pub(super) whereabouts: Option<Whereabouts>,
+    wishes: Wishes,
+    budget: Budget,
+    heart: Option<JoinHandle<()>>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Attempt {
+    epoch: u32,
+    prefix: String,
+    zeros: u32,
+}
+
+/// Where this owner stands, as far as it has heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Owns,
+    /// It was cancelled: what is written from now on is of no use to anybody.
+    Cancelled,
+    Fenced,
+}
+
+/// A burst of calls, then one a beat: who asks the store as often as a disk pays for it.
+#[derive(Debug)]
+struct Budget {
+    left: u32,
+    refilled: Instant,
+}
+
+impl Budget {
+    fn take(&mut self, beat: Duration) -> bool {
+        let now = Instant::now();
+        let beats = now.duration_since(self.refilled).as_millis() / beat.as_millis().max(1);
+        if beats > 0 {
+            let more = u32::try_from(beats).unwrap_or(BURST);
+            (self.left, self.refilled) = (self.left.saturating_add(more).min(BURST), now);
+        }
+        let granted = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        granted
+    }
+}
+
+impl Stage {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        spec: &JobSpec,
+        owner: Owner,
+        held: Held,
+        heart: Heart,
+    ) -> Self {
+        let inner = Inner {
+            standing: Standing::Owns,
+            attempt: None,
+            whereabouts: None,
+            wishes: Wishes::default(),
+            budget: Budget { left: BURST, refilled: Instant::now() },
+            heart: None,
+        };
+        Self {
+            shared,
+            spec: spec.clone(),
+            owner,
+            held: tokio::sync::Mutex::new(held),
+            heart: tokio::sync::Mutex::new(heart),
+            inner: Mutex::new(inner),
+            ended: CancellationToken::new(),
+        }
+    }
+
+    /// The task that shows its signs of life.
+    pub(super) fn beats_in(&self, task: JoinHandle<()>) {
+        self.inner().heart = Some(task);
+    }
+
+    /// No sign of life is needed any more.
+    pub(super) fn end(&self) {
+        self.ended.cancel();
+    }
+
+    pub(super) async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+
+    pub(super) fn beat_interval(&self) -> Duration {
+        self.shared.options.beat
+    }
+
+    pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn location(&self) -> String {
+        self.shared.location_of(&self.spec.target.image)
+    }
+
+    pub(super) fn fenced(&self) -> Error {
+        Error::new(ErrorKind::Fenced, format!("go on with job {}", self.spec.job))
+            .within(self.location())
+            .hint("another daemon took it over; it goes on there")
+    }
+
+    /// One look at the head, and one sign of life.
+    pub(super) async fn beat(&self) {
+        // A look that fails is no loss: the next one comes soon.
+        self.look().await.ok();
+        if self.inner().standing == Standing::Fenced {
+            return;
+        }
+        let swaps = self.shared.register.swaps();
+        let mut heart = self.heart.lock().await;
+        if let Ok(false) = heart.beat(&*self.shared.store, swaps).await
+            && self.look().await.is_ok_and(|standing| standing == Standing::Owns)
+        {
+            // Somebody took the pulse away who thought that nobody needed it.
+            heart.start(&*self.shared.store).await.ok();
+        }
+    }
+
+    /// Tells, if it can be told safely, that nobody owns the stage any more.
+    pub(super) async fn let_go(&self) {
+        if !self.shared.register.swaps() {
+            return;
+        }
+        let mut heart = self.heart.lock().await;
+        heart.let_go = true;
+        heart.beat(&*self.shared.store, true).await.ok();
+    }
+
+    /// Ends the signs of life, and waits until none is under way.
+    pub(super) async fn still(&self) {
+        self.end();
+        let beating = self.inner().heart.take();
+        if let Some(beating) = beating {
+            beating.await.ok();
+        }
+    }
+
+    /// Reads the head, and notes where this owner stands.
+    async fn look(&self) -> Result<Standing> {
+        let now = self.shared.register.read(&self.spec.target.image).await?;
+        Ok(self.note(&now))
+    }
+
+    pub(super) fn note(&self, now: &Held) -> Standing {
+        let standing = match rules::decide(now.sight(), self.spec.job, self.owner) {
+            Decide::Swap | Decide::Decided(Outcome::Committed) => Standing::Owns,
+            Decide::Decided(Outcome::Cancelled) => Standing::Cancelled,
+            Decide::Fenced => Standing::Fenced,
+        };
+        self.inner().standing = standing;
+        standing
+    }
+
+    /// The attempt under way; `None`: the job was cancelled, and nothing needs to be written.
+    pub(super) fn attempt(&self) -> Result<Option<Attempt>> {
+        let inner = self.inner();
+        match (inner.standing, &inner.attempt) {
+            (Standing::Fenced, _) => Err(self.fenced()),
+            (Standing::Cancelled, _) => Ok(None),
+            (Standing::Owns, Some(attempt)) => Ok(Some(attempt.clone())),
+            (Standing::Owns, None) => {
+                Err(Error::new(ErrorKind::Invalid, "write before the attempt has begun")
+                    .within(self.location()))
+            }
+        }
+    }
+
+    pub(super) async fn begin(&self) -> Result<Restored> {
+        let mut held = self.held.lock().await;
+        if self.inner().attempt.is_some() {
+            return Err(
+                Error::new(ErrorKind::Invalid, "begin an attempt twice").within(self.location())
+            );
+        }
+        let Some(head) = held.head.clone() else { return Err(self.fenced()) };
+        let next = head.stepped(head.sight.begun(draw()?));
+        // Order: the attempt before is fenced, then what it has left is listed.
+        match self.shared.register.swap(&held, next).await? {
+            Swapped::Done(now) => *held = now,
+            Swapped::Lost(now) => {
+                return match self.note(&now) {
+                    Standing::Cancelled => Ok(Restored::new(self.spec.geometry)),
+                    _ => Err(self.fenced()),
+                };
+            }
+        }
+        let Some(sight) = held.sight().copied() else { return Err(self.fenced()) };
+        let (restored, whereabouts) = self.gather(sight.base, sight.epoch).await?;
+        let prefix = names::attempt(&self.spec.target.image, self.spec.job, sight.epoch);
+        let mut inner = self.inner();
+        inner.attempt = Some(Attempt { epoch: sight.epoch, prefix, zeros: 0 });
+        inner.whereabouts = Some(whereabouts);
+        Ok(restored)
+    }
+
+    /// What earlier attempts of this job have made durable.
+    async fn gather(&self, base: u32, before: u32) -> Result<(Restored, Whereabouts)> {
+        let (image, job) = (&self.spec.target.image, self.spec.job);
+        let mut gathered = Gathered::new(self.spec.geometry);
+        let mut zeros = Vec::new();
+        let mut walk = self.shared.walk(names::written(image, job));
+        while let Some(entries) = walk.next().await? {
+            for entry in entries {
+                match names::read(image, &entry.key) {
+                    Named::Part { epoch, part, .. } if base < epoch && epoch < before => match part
+                    {
+                        Part::Chunk { index, digest } => {
+                            gathered.chunk(epoch, index, digest, entry.meta.len);
+                        }
+                        Part::Zeros(_) => zeros.push((epoch, entry.key)),
+                        Part::Manifest | Part::Foreign => {}
+                    },
+                    _ => {}
+                }
+            }
+        }
+        for (epoch, key) in zeros {
+            let told = |error: Error| error.within(format!("{}/{key}", self.shared.location()));
+            let object = self.shared.store.get(&key, ZEROS_LEN_MAX).await.map_err(told)?;
+            let Some(object) = object else { continue };
+            for run in notes::decode_zeros(self.spec.geometry, &object.bytes).map_err(told)? {
+                gathered.zeros(epoch, run);
+            }
+        }
+        gathered.finish()
+    }
+
+    pub(super) fn set(&self, run: ChunkRun, epoch: Option<u32>) {
+        if let Some(whereabouts) = &mut self.inner().whereabouts {
+            run.iter().for_each(|index| whereabouts.set(index, epoch));
+        }
+    }
+
+    fn epoch_of(&self, index: ChunkIndex) -> Option<u32> {
+        self.inner().whereabouts.as_ref()?.of(index)
+    }
+
+    pub(super) async fn write(&self, chunk: Sealed) -> Result<Written> {
+        let Some(attempt) = self.attempt()? else { return Ok(chunk.written()) };
+        let key = names::chunk(&attempt.prefix, chunk.index(), &chunk.digest());
+        let bytes = self.shared.packed(chunk.data()).await?;
+        let offset = chunk.range().offset;
+        self.put(&key, bytes).await.map_err(|error| error.at(self.location(), offset))?;
+        self.set(ChunkRun::new(chunk.index(), 1), Some(attempt.epoch));
+        Ok(chunk.written())
+    }
+
+    pub(super) async fn put(&self, key: &str, bytes: Bytes) -> Result<()> {
+        match self.shared.store.put(key, bytes, &Condition::Any).await? {
+            Put::Done(_) => Ok(()),
+            Put::Unknown(error) => Err(error),
+            Put::Refused => {
+                Err(Error::new(ErrorKind::Unsupported, "write an object without a condition")
+                    .within(self.location()))
+            }
+        }
+    }
+
+    pub(super) async fn checkpoint(&self, chunks: &[Durable]) -> Result<()> {
+        let zero = |chunk: &&Durable| chunk.content() == Content::Zero;
+        let runs = notes::joined(chunks.iter().filter(zero).map(Durable::run).collect());
+        // Chunks of data are on record when they are written: the listing is the record.
+        for record in notes::encode_zeros(&runs) {
+            let Some(attempt) = self.attempt()? else { return Ok(()) };
+            if let Some(attempt) = &mut self.inner().attempt {
+                attempt.zeros += 1;
+            }
+            self.put(&names::zeros(&attempt.prefix, attempt.zeros), record.into()).await?;
+        }
+        self.attempt().map(|_| ())
+    }
+
+    pub(super) async fn read_back(&self, range: ByteRange) -> Result<Bytes> {
+        let geometry = self.spec.geometry;
+        let mut bytes = vec![0; to_usize(range.len)];
+        let mut offset = range.offset;
+        while offset < range.end().min(geometry.image_bytes()) {
+            let index = geometry.index_of(offset);
+            let of_chunk = geometry.range(index);
+            let part = of_chunk.intersect(range);
+            if let Some(epoch) = self.epoch_of(index) {
+                let told = |error: Error| error.at(self.location(), of_chunk.offset);
+                let chunk = self.staged(index, epoch).await.map_err(told)?;
+                let from = to_usize(part.offset - of_chunk.offset);
+                let Some(read) = chunk.get(from..from + to_usize(part.len)) else {
+                    // Fewer bytes than asked for: they do not verify.
+                    bytes.truncate(to_usize(part.offset - range.offset));
+                    return Ok(bytes.into());
+                };
+                let at = to_usize(part.offset - range.offset);
+                bytes[at..at + read.len()].copy_from_slice(read);
+            }
+            offset = of_chunk.end();
+        }
+        Ok(bytes.into())
+    }
+
+    /// A chunk as it is staged; empty where the store has lost it.
+    async fn staged(&self, index: ChunkIndex, epoch: u32) -> Result<Bytes> {
+        let image = &self.spec.target.image;
+        let attempt = names::attempt(image, self.spec.job, epoch);
+        let prefix = names::chunk_at(&attempt, index);
+        let page = self.shared.store.list(&prefix, None, 16).await?;
+        let latest = page.entries.into_iter().max_by_key(|entry| entry.meta.modified_ms);
+        let Some(latest) = latest else { return Ok(Bytes::new()) };
+        match read_chunk(&*self.shared.store, &latest.key, self.spec.geometry, index).await {
+            // What is damaged does not verify: that is what it is read back for.
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(Bytes::new()),
+            read => Ok(read?.unwrap_or_default()),
+        }
+    }
+
+    pub(super) async fn wishes(&self) -> Result<Wishes> {
+        let beat = self.shared.options.beat;
+        if !self.inner().budget.take(beat) {
+            return Ok(self.inner().wishes);
+        }
+        let now = self.shared.register.read(&self.spec.target.image).await?;
+        let cancelled = self.note(&now) == Standing::Cancelled;
+        let job = self.spec.job;
+        let (limits, suspend) = (names::limits(job), names::suspend(job));
+        let limits = self.shared.store.get(&limits, NOTE_LEN_MAX).await?;
+        let limits = limits.map(|object| notes::decode_ceilings(&object.bytes)).transpose()?;
+        let suspend = self.shared.store.get(&suspend, NOTE_LEN_MAX).await?;
+        let suspend = suspend.map(|object| notes::decode_suspend(&object.bytes)).transpose()?;
+        let suspend = suspend.is_some() && suspend == now.sight().map(|sight| sight.txn);
+        let wishes = Wishes { cancelled, suspend, limits };
+        self.inner().wishes = wishes;
+        Ok(wishes)
+    }
+
+    pub(super) async fn report(&self, progress: &Progress) -> Result<()> {
+        let mut heart = self.heart.lock().await;
+        heart.progress = Some(progress.clone());
+        heart.let_go = has_stopped(progress.state);
+        let now = self.inner().budget.take(self.shared.options.beat) || heart.let_go;
+        if !now || self.ended.is_cancelled() {
+            return Ok(());
+        }
+        heart.beat(&*self.shared.store, self.shared.register.swaps()).await.map(|_| ())
+    }
+}
+
+/// Whether an owner that tells this of itself is about to let go.
+fn has_stopped(state: JobState) -> bool {
+    matches!(state, JobState::Suspended | JobState::Failed { .. } | JobState::RollbackPending)
+}
+
+impl Shared {
+    /// The chunk as it is stored: one zstd frame where that pays, else as it is.
+    async fn packed(self: &Arc<Self>, chunk: &Bytes) -> Result<Bytes> {
+        if !self.options.compress {
+            return Ok(chunk.clone());
+        }
+        let (shared, chunk) = (self.clone(), chunk.clone());
+        let packing = host::spawn_blocking(move || -> Result<Bytes> {
+            let idle = shared.packers().pop();
+            let mut packer = match idle {
+                Some(packer) => packer,
+                None => Packer::new(PACK_LEVEL)?,
+            };
+            let packed = packer.pack(&chunk)?;
+            shared.packers().push(packer);
+            Ok(packed.unwrap_or(chunk))
+        });
+        packing.await.map_err(|error| Error::new(ErrorKind::Io, "pack chunk").because(error))?
+    }
+}
