@@ -10,6 +10,8 @@ mod cloud;
 mod image_path;
 mod journal;
 mod manifest;
+#[cfg(feature = "object")]
+mod object;
 mod record;
 mod slot;
 mod text;
@@ -61,6 +63,13 @@ pub const BODIES: &[Body] = &[
         window: |len| (16 << 10) + 8 * len,
         seeds: fuzz_wire::of_frames,
     },
+    #[cfg(feature = "object")]
+    Body {
+        name: "head_record",
+        run: object::check_head,
+        window: |len| (16 << 10) + 4 * len,
+        seeds: object::head_seeds,
+    },
     Body {
         name: "image_path",
         run: image_path::check,
@@ -74,6 +83,13 @@ pub const BODIES: &[Body] = &[
         seeds: record::seeds,
     },
     Body { name: "journal", run: journal::check, window: journal::window, seeds: journal::seeds },
+    #[cfg(feature = "object")]
+    Body {
+        name: "listing",
+        run: object::check_listing,
+        window: |len| (16 << 10) + 8 * len,
+        seeds: object::listing_seeds,
+    },
     Body {
         name: "location",
         run: text::check_location,
