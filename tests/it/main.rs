@@ -14,9 +14,13 @@ mod cli;
 mod clouds;
 mod conformance;
 mod delta;
+#[cfg(feature = "object")]
+mod headcas;
 mod journal;
 mod life;
 mod model;
+#[cfg(feature = "object")]
+mod object;
 #[cfg(feature = "peer")]
 mod peer;
 mod places;

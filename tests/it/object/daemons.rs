@@ -1,0 +1,458 @@
+//! Several daemons at one image: who is fenced, who takes over, what is left of those who are late.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockferry::ErrorKind;
+use blockferry::chunk::Durable;
+use blockferry::geometry::{ByteRange, ChunkIndex, ChunkRun, ChunkSize, Geometry};
+use blockferry::manifest::Manifest;
+use blockferry::region::object::{ObjectOptions, ObjectRegion};
+use blockferry::region::{Located, Outcome, Region, Settled, Vote, Wish};
+use blockferry::seal::{Seal, seal};
+use blockferry::store::Fencing;
+use blockferry::store::model::{Fate, Lie};
+use bytes::Bytes;
+
+use super::places::{Cloud, LONG, bytes, image, read, spec, write};
+
+const BOTH: [Fencing; 2] = [Fencing::Swap, Fencing::Numbered];
+
+/// A daemon takes a stage over from one that shows no sign of life, and goes on where it was.
+#[tokio::test(start_paused = true)]
+async fn another_daemon_goes_on_with_nothing_but_the_store() {
+    for fencing in BOTH {
+        let cloud = Cloud::new(fencing);
+        let ((one, frozen), (two, requests)) = (cloud.daemon(), cloud.daemon());
+        let target = one.stage(&spec(1)).await.unwrap();
+        write(&*target, &spec(1)).await.unwrap();
+        assert_eq!(two.stage(&spec(1)).await.unwrap_err().kind(), ErrorKind::Busy);
+        let told = two.jobs().await.unwrap();
+        assert!(told.len() == 1 && told[0].owned, "{told:?}");
+
+        // It is stopped, as by a debugger: nothing of it arrives any more.
+        frozen.hook(|_| Fate::LostBefore);
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let told = two.jobs().await.unwrap();
+        assert!(told.len() == 1 && !told[0].owned && told[0].epoch == 1, "{told:?}");
+        let recovered = two.recover(None).await.unwrap();
+        assert!(matches!(recovered[0].settled, Settled::Kept), "{recovered:?}");
+        let next = two.reopen(&told[0].spec).await.unwrap();
+        let before = requests.request_count();
+        let manifest = write(&*next, &spec(1)).await.unwrap();
+        let asked = requests.request_count() - before;
+        assert!(asked < 10, "it writes nothing that the store has: {asked} requests");
+
+        // And goes on again.
+        frozen.hook(|_| Fate::Answered);
+        let refused = target.commit(&manifest).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Fenced, "{refused}");
+        assert_eq!(target.discard().await.unwrap_err().kind(), ErrorKind::Fenced);
+        assert_eq!(next.commit(&manifest).await.unwrap(), Outcome::Committed);
+        next.finish().await.unwrap();
+        assert_eq!(read(&one).await, Some(bytes()));
+        let told = target.commit(&manifest).await.unwrap();
+        assert_eq!(told, Outcome::Committed, "who was fenced is told how its job ended");
+        assert_eq!(target.discard().await.unwrap(), Outcome::Committed);
+        drop((target, next));
+        assert_eq!(cloud.strays(), Vec::<String>::new(), "{fencing:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fenced_daemon_notices_by_itself_and_writes_no_more() {
+    for fencing in BOTH {
+        let cloud = Cloud::new(fencing);
+        let ((one, frozen), (two, _)) = (cloud.daemon(), cloud.daemon());
+        let target = one.stage(&spec(1)).await.unwrap();
+        target.begin().await.unwrap();
+        frozen.hook(|_| Fate::LostBefore);
+        let next = two.stage(&spec(1)).await.unwrap();
+        frozen.hook(|_| Fate::Answered);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(target.sync().await.unwrap_err().kind(), ErrorKind::Fenced);
+        let count = frozen.request_count();
+        assert_eq!(target.checkpoint(&[]).await.unwrap_err().kind(), ErrorKind::Fenced);
+        assert_eq!(frozen.request_count(), count, "and asks for nothing any more");
+        assert_eq!(next.discard().await.unwrap(), Outcome::Cancelled);
+        drop((target, next));
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(cloud.strays(), Vec::<String>::new(), "{fencing:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_from_elsewhere_reaches_the_owner_and_is_cleaned_when_it_is_gone() {
+    for fencing in BOTH {
+        let cloud = Cloud::new(fencing);
+        let ((one, frozen), (two, _)) = (cloud.daemon(), cloud.daemon());
+        let target = one.stage(&spec(1)).await.unwrap();
+        let manifest = write(&*target, &spec(1)).await.unwrap();
+        let vote = two.cancel(spec(1).job, &image()).await.unwrap();
+        assert_eq!(vote, Vote::Cancelled { first: true, clean: false }, "it may live");
+        assert!(target.wishes().await.unwrap().cancelled);
+        assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Cancelled);
+        assert_eq!(two.locate(&image()).await.unwrap(), Located::Staged(spec(1).job));
+        frozen.hook(|_| Fate::LostBefore);
+        drop(target);
+        let clean = loop {
+            match two.cancel(spec(1).job, &image()).await.unwrap() {
+                Vote::Cancelled { first: false, clean: false } => {}
+                vote => break vote,
+            }
+        };
+        assert_eq!(clean, Vote::Cancelled { first: false, clean: true });
+        assert_eq!(two.locate(&image()).await.unwrap(), Located::Absent);
+        assert_eq!(cloud.strays(), Vec::<String>::new(), "{fencing:?}");
+    }
+}
+
+/// What a fenced attempt writes late is seen by nobody, and swept after a while.
+#[tokio::test(start_paused = true)]
+async fn a_late_write_of_a_fenced_attempt_is_invisible_and_swept_after_a_grace_period() {
+    for fencing in BOTH {
+        let cloud = Cloud::new(fencing);
+        let ((one, late), (two, _)) = (cloud.daemon(), cloud.daemon());
+        let target = one.stage(&spec(1)).await.unwrap();
+        late.hook(|call| match call.key.contains(".00000001/0") && call.verb == "put" {
+            true => Fate::Late,
+            false => Fate::Answered,
+        });
+        write(&*target, &spec(1)).await.unwrap_err();
+        drop(target);
+        late.hook(|_| Fate::LostBefore);
+        let mut vote = two.cancel(spec(1).job, &image()).await.unwrap();
+        while !matches!(vote, Vote::Cancelled { clean: true, .. }) {
+            vote = two.cancel(spec(1).job, &image()).await.unwrap();
+        }
+        assert_eq!(cloud.strays(), Vec::<String>::new());
+        // Another job has committed meanwhile.
+        let next = two.stage(&spec(2)).await.unwrap();
+        let manifest = write(&*next, &spec(2)).await.unwrap();
+        assert_eq!(next.commit(&manifest).await.unwrap(), Outcome::Committed);
+        next.finish().await.unwrap();
+        cloud.model.land_all();
+        assert_eq!(read(&two).await, Some(bytes()), "nobody sees it");
+        let stray: Vec<String> =
+            cloud.model.keys().into_iter().filter(|key| key.contains("0101.")).collect();
+        assert_eq!(stray.len(), 1, "a chunk came late");
+
+        assert!(two.sweep(true, LONG).await.unwrap().is_empty(), "it is too young");
+        cloud.model.advance_ms(u64::try_from(LONG.as_millis()).unwrap());
+        let told = two.sweep(true, LONG).await.unwrap();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(cloud.model.keys().iter().all(|key| !key.contains("0101.")));
+        assert_eq!(read(&two).await, Some(bytes()), "and the image is whole");
+        assert!(two.sweep(true, Duration::ZERO).await.unwrap().is_empty(), "{fencing:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_that_does_not_apply_only_tells() {
+    let cloud = Cloud::new(Fencing::Swap);
+    let (one, _) = cloud.daemon();
+    let key = format!("north/images/m-1/{}.00000001/manifest", spec(9).job);
+    cloud.model.insert(&key, "late");
+    cloud.model.insert("north/images/m-1/notes.txt", "not ours");
+    cloud.model.insert(&format!("north/jobs/{}/limits", spec(9).job), "late");
+    let told = one.sweep(false, Duration::ZERO).await.unwrap();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(cloud.model.keys().len(), 3);
+    assert_eq!(one.sweep(true, Duration::ZERO).await.unwrap(), told);
+    assert_eq!(cloud.model.keys(), ["north/images/m-1/notes.txt"], "what is not ours stays");
+}
+
+/// A swap of a fenced daemon that lands after everything is decided changes nothing.
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_lands_late_loses() {
+    for fencing in BOTH {
+        let cloud = Cloud::new(fencing);
+        let ((one, late), (two, _)) = (cloud.daemon(), cloud.daemon());
+        let target = one.stage(&spec(1)).await.unwrap();
+        let manifest = write(&*target, &spec(1)).await.unwrap();
+        late.hook(|call| match call.key.contains("/head") && call.verb == "put" {
+            true => Fate::Late,
+            false => Fate::Answered,
+        });
+        let unclear = target.commit(&manifest).await.unwrap_err();
+        assert_eq!(unclear.kind(), ErrorKind::Unavailable, "{unclear}");
+        late.hook(|_| Fate::LostBefore);
+        let next = two.stage(&spec(1)).await.unwrap();
+        cloud.model.land_all();
+        write(&*next, &spec(1)).await.unwrap();
+        assert_eq!(next.discard().await.unwrap(), Outcome::Cancelled);
+        cloud.model.land_all();
+        assert_eq!(two.locate(&image()).await.unwrap(), Located::Absent, "{fencing:?}");
+        late.hook(|_| Fate::Answered);
+        let told = target.commit(&manifest).await.unwrap();
+        assert_eq!(told, Outcome::Cancelled, "who comes late is told the one decision");
+        drop((target, next));
+        assert_eq!(cloud.strays(), Vec::<String>::new());
+    }
+}
+
+/// Old heads are never collected: one that was is made again by a late create, which then looks
+/// like a success.
+#[tokio::test(start_paused = true)]
+async fn numbered_heads_outlive_every_sweep() {
+    let cloud = Cloud::new(Fencing::Numbered);
+    let (one, _) = cloud.daemon();
+    for number in 1..4 {
+        let target = one.stage(&spec(number)).await.unwrap();
+        target.begin().await.unwrap();
+        assert_eq!(target.discard().await.unwrap(), Outcome::Cancelled);
+    }
+    let heads = cloud.model.keys();
+    assert_eq!(heads.len(), 12, "{heads:?}");
+    assert!(one.sweep(true, Duration::ZERO).await.unwrap().is_empty());
+    assert_eq!(cloud.model.keys(), heads);
+}
+
+#[tokio::test(start_paused = true)]
+async fn heads_kept_one_way_are_not_claimed_the_other_way() {
+    let cloud = Cloud::new(Fencing::Numbered);
+    let (one, _) = cloud.daemon();
+    let target = one.stage(&spec(1)).await.unwrap();
+    let other = Cloud { fencing: Fencing::Swap, ..cloud.clone() };
+    let refused = other.daemon().0.stage(&spec(2)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+    assert_eq!(target.discard().await.unwrap(), Outcome::Cancelled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_head_is_told_and_left_alone() {
+    let cloud = Cloud::new(Fencing::Swap);
+    let (one, _) = cloud.daemon();
+    cloud.model.insert("north/images/m-1/head", "<html>");
+    for refused in [
+        one.stage(&spec(1)).await.err(),
+        one.open(&image()).await.err(),
+        one.remove(&image()).await.err(),
+        one.cancel(spec(1).job, &image()).await.err(),
+        one.list().await.err(),
+    ] {
+        let refused = refused.unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
+        assert!(refused.to_string().contains("/images/m-1/head"), "{refused}");
+    }
+    cloud.model.insert("north/images/m-1/head", vec![b'x'; 1 << 20]);
+    assert_eq!(one.stage(&spec(1)).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(cloud.model.keys(), ["north/images/m-1/head"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_chunk_or_manifest_is_never_read_as_good() {
+    let cloud = Cloud::new(Fencing::Swap);
+    let (one, _) = cloud.daemon();
+    let target = one.stage(&spec(1)).await.unwrap();
+    let manifest = write(&*target, &spec(1)).await.unwrap();
+    assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
+    target.finish().await.unwrap();
+    assert_eq!(read(&one).await, Some(bytes()));
+    for key in cloud.model.keys().into_iter().filter(|key| !key.ends_with("head")) {
+        let good = cloud.model.bytes(&key).unwrap();
+        let mut bad = good.to_vec();
+        let middle = bad.len() / 2;
+        bad[middle] ^= 1;
+        for bad in [Some(bad), Some(Vec::new()), None] {
+            match bad {
+                Some(bad) => cloud.model.insert(&key, bad),
+                None => cloud.model.remove(&key),
+            }
+            let refused = match one.open(&image()).await {
+                Ok(source) => {
+                    let whole = ByteRange::new(0, source.size_bytes());
+                    source.read_at(whole).await.unwrap_err()
+                }
+                Err(refused) => refused,
+            };
+            assert_eq!(refused.kind(), ErrorKind::Corrupt, "{key}: {refused}");
+        }
+        cloud.model.insert(&key, good);
+    }
+    assert_eq!(read(&one).await, Some(bytes()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chunk_that_the_store_lost_keeps_the_image_from_being_committed() {
+    let cloud = Cloud::new(Fencing::Swap);
+    let (one, _) = cloud.daemon();
+    let target = one.stage(&spec(1)).await.unwrap();
+    let manifest = write(&*target, &spec(1)).await.unwrap();
+    let chunk = cloud.model.keys().into_iter().find(|key| key.contains("00000002-")).unwrap();
+    cloud.model.remove(&chunk);
+    let refused = target.commit(&manifest).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
+    drop(target);
+    let target = one.stage(&spec(1)).await.unwrap();
+    let manifest = write(&*target, &spec(1)).await.unwrap();
+    assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
+    assert_eq!(read(&one).await, Some(bytes()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn listings_that_are_behind_do_not_keep_an_image_from_being_committed() {
+    for fencing in BOTH {
+        let cloud = Cloud::new(fencing);
+        let (one, _) = cloud.daemon();
+        cloud.model.freeze_listings();
+        let target = one.stage(&spec(1)).await.unwrap();
+        let manifest = write(&*target, &spec(1)).await.unwrap();
+        assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
+        assert_eq!(read(&one).await, Some(bytes()));
+        cloud.model.thaw_listings();
+        target.finish().await.unwrap();
+        assert_eq!(read(&one).await, Some(bytes()));
+        assert_eq!(cloud.strays(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn wishes_from_another_daemon_arrive_and_a_limit_stays() {
+    let cloud = Cloud::new(Fencing::Swap);
+    let ((one, _), (two, _)) = (cloud.daemon(), cloud.daemon());
+    let target = one.stage(&spec(1)).await.unwrap();
+    target.begin().await.unwrap();
+    assert!(two.wish(spec(1).job, Wish::Suspend).await.unwrap());
+    assert!(target.wishes().await.unwrap().suspend);
+    let asked = blockferry::options::Limits::NONE.with_ops_per_sec(3);
+    assert!(two.wish(spec(1).job, Wish::Limit(asked)).await.unwrap());
+    assert_eq!(target.wishes().await.unwrap().limits, Some(asked));
+    assert_eq!(two.job(spec(1).job).await.unwrap().unwrap().limits, asked);
+    assert_eq!(target.discard().await.unwrap(), Outcome::Cancelled);
+    assert!(!two.wish(spec(1).job, Wish::Suspend).await.unwrap());
+}
+
+/// Whoever looks every few milliseconds, as an engine does, asks the store once a second.
+#[tokio::test(start_paused = true)]
+async fn looking_for_wishes_costs_a_few_requests_a_second() {
+    let cloud = Cloud::new(Fencing::Swap);
+    let (one, requests) = cloud.daemon();
+    let target = one.stage(&spec(1)).await.unwrap();
+    target.begin().await.unwrap();
+    let before = requests.request_count();
+    for _ in 0..1000 {
+        tokio::time::sleep(Duration::from_millis(80)).await;
+        target.wishes().await.unwrap();
+    }
+    let asked = requests.request_count() - before;
+    assert!(asked < 80 * 7 + 50, "{asked} requests in 80 seconds");
+    assert_eq!(target.discard().await.unwrap(), Outcome::Cancelled);
+}
+
+/// Whoever swaps a head and hears nothing reads it back, and knows.
+#[tokio::test(start_paused = true)]
+async fn a_swap_whose_answer_is_lost_is_known_by_reading_back() {
+    for fencing in BOTH {
+        let cloud = Cloud::new(fencing);
+        let (one, requests) = cloud.daemon();
+        requests.hook(|call| match call.key.contains("/head") && call.verb == "put" {
+            true => Fate::LostAfter,
+            false => Fate::Answered,
+        });
+        let target = one.stage(&spec(1)).await.unwrap();
+        let manifest = write(&*target, &spec(1)).await.unwrap();
+        assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
+        target.finish().await.unwrap();
+        drop(target);
+        assert_eq!(read(&one).await, Some(bytes()));
+        one.remove(&image()).await.unwrap();
+        let target = one.stage(&spec(2)).await.unwrap();
+        assert_eq!(target.discard().await.unwrap(), Outcome::Cancelled);
+        assert_eq!(cloud.strays(), Vec::<String>::new(), "{fencing:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sparse_image_of_a_tebibyte_costs_requests_for_its_data_only() {
+    let cloud = Cloud::new(Fencing::Swap);
+    let (one, requests) = cloud.daemon();
+    let mut spec = spec(1);
+    spec.geometry = Geometry::new(1 << 40, ChunkSize::DEFAULT).unwrap();
+    let geometry = spec.geometry;
+    let target = one.stage(&spec).await.unwrap();
+    let mut restored = target.begin().await.unwrap();
+    let chunk = Bytes::from(vec![7; 4 << 20]);
+    let mut done = Vec::new();
+    let holes = [(0, 99_999), (100_000, 162_143)];
+    for (first, count) in holes {
+        done.push(target.write_zeroes(ChunkRun::new(ChunkIndex::new(first), count)).await.unwrap());
+    }
+    for index in [99_999, 262_143].map(ChunkIndex::new) {
+        let Seal::Data(sealed) = seal(geometry, index, chunk.clone()) else { continue };
+        done.push(target.write(sealed).await.unwrap());
+    }
+    let done: Vec<Durable> =
+        done.iter().map(|written| Durable::recorded(written.run(), written.content())).collect();
+    target.checkpoint(&done).await.unwrap();
+    done.iter().try_for_each(|chunk| restored.record(chunk)).unwrap();
+    let manifest = Manifest::new(restored.table.finish().unwrap(), Some(spec.job), [].into());
+    assert_eq!(target.commit(&manifest.unwrap()).await.unwrap(), Outcome::Committed);
+    target.finish().await.unwrap();
+    assert!(requests.request_count() < 40, "{} requests", requests.request_count());
+    let stored: usize =
+        cloud.model.keys().iter().map(|key| cloud.model.bytes(key).unwrap().len()).sum();
+    assert!(stored < 8192, "{stored} bytes are stored of two chunks that pack well");
+    let source = one.open(&image()).await.unwrap();
+    let last = ByteRange::new((1 << 40) - 5, 5);
+    assert_eq!(source.read_at(last).await.unwrap(), vec![7; 5]);
+    let extents = source.extents(ByteRange::new(0, 1 << 40)).await.unwrap();
+    assert_eq!(extents.len(), 4, "{extents:?}");
+}
+
+/// To read, and to look, nothing has to be proven, and nothing is written.
+#[tokio::test(start_paused = true)]
+async fn a_region_proves_its_store_when_something_is_to_be_decided() {
+    for (lie, fencing) in [
+        (Lie::None, Some(Fencing::Swap)),
+        (Lie::CreateOnly, Some(Fencing::Numbered)),
+        (Lie::Ignores, None),
+    ] {
+        let cloud = Cloud::new(Fencing::Swap);
+        cloud.model.lie(lie);
+        let open = || {
+            let store = Arc::new(cloud.model.client("north"));
+            ObjectRegion::open(store, ObjectOptions::default()).unwrap()
+        };
+        assert!(open().list().await.unwrap().is_empty());
+        assert_eq!(open().locate(&image()).await.unwrap(), Located::Absent);
+        assert_eq!(open().jobs().await.unwrap().len(), 0);
+        assert!(cloud.model.keys().is_empty());
+        let region = open();
+        let Some(fencing) = fencing else {
+            let refused = region.stage(&spec(1)).await.unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+            assert!(cloud.model.keys().is_empty());
+            continue;
+        };
+        let target = region.stage(&spec(1)).await.unwrap();
+        assert_eq!(region.fencing().await.unwrap(), fencing);
+        let manifest = write(&*target, &spec(1)).await.unwrap();
+        assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
+        target.finish().await.unwrap();
+        drop(target);
+        assert_eq!(read(&open()).await, Some(bytes()), "whichever way its heads are kept");
+        assert_eq!(open().list().await.unwrap().len(), 1);
+        open().remove(&image()).await.unwrap();
+        assert_eq!(cloud.strays(), Vec::<String>::new());
+    }
+}
+
+/// One daemon decides in its own folder, and notices, late, that it is not the only one.
+#[tokio::test(start_paused = true)]
+async fn a_second_daemon_at_a_store_that_fences_nothing_is_noticed_late() {
+    let cloud = Cloud::new(Fencing::None);
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [one, two] = folders.each_ref().map(|folder| {
+        let store = Arc::new(cloud.model.client("north"));
+        ObjectRegion::unfenced(store, folder.path(), ObjectOptions::default()).unwrap()
+    });
+    let target = one.stage(&spec(1)).await.unwrap();
+    let manifest = write(&*target, &spec(1)).await.unwrap();
+    assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
+    target.finish().await.unwrap();
+    two.remove(&image()).await.unwrap();
+    let refused = one.locate(&image()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Fenced, "{refused}");
+    assert_eq!(two.locate(&image()).await.unwrap(), Located::Absent);
+}
