@@ -69,3 +69,12 @@ pub(crate) fn random() -> Result<[u8; 16]> {
     bytes.copy_from_slice(filled);
     Ok(bytes)
 }
+
+/// Fills bytes with some that nobody can guess.
+#[cfg(feature = "encrypt")]
+pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<()> {
+    for piece in bytes.chunks_mut(16) {
+        piece.copy_from_slice(&random()?[..piece.len()]);
+    }
+    Ok(())
+}

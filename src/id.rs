@@ -1,4 +1,4 @@
-//! Names that come from outside, parsed once into types: images, jobs, regions. Pure.
+//! Names that come from outside, parsed once into types: images, jobs, keys, regions. Pure.
 
 use std::fmt;
 use std::str::FromStr;
@@ -120,6 +120,38 @@ impl FromStr for RegionName {
     }
 }
 
+/// The name of a key that wraps data keys: `[A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,127}`, which holds the
+/// key ids, aliases and resource names of the clouds. It is never part of a path.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyId(String);
+
+impl KeyId {
+    /// The most bytes a key id has.
+    pub const LEN_MAX: usize = 128;
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for KeyId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._:/@+=-".contains(byte);
+        let starts = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        if !starts || text.len() > Self::LEN_MAX || !text.as_bytes().iter().all(plain) {
+            return Err(Error::new(ErrorKind::Invalid, format!("use {} as key id", shown(text)))
+                .hint(
+                    "a key id has 1 to 128 letters, digits and of ._:/@+=- , the first a letter \
+                     or digit",
+                ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
 /// Text from outside, escaped and cut, fit for an error message.
 pub(crate) fn shown(text: &str) -> String {
     const SHOWN_CHARS_MAX: usize = 80;
@@ -146,7 +178,13 @@ macro_rules! text_like {
         }
     )*};
 }
-text_like!(ImageId, JobId, RegionName);
+text_like!(ImageId, JobId, KeyId, RegionName);
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 impl fmt::Display for ImageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -185,6 +223,22 @@ mod tests {
         assert_eq!(job.to_string().parse::<JobId>().unwrap(), job);
         for text in ["", "0", &"A".repeat(32), &"g".repeat(32), &"0".repeat(33), &"ä".repeat(16)] {
             assert_eq!(text.parse::<JobId>().unwrap_err().kind(), ErrorKind::Invalid);
+        }
+    }
+
+    #[test]
+    fn key_ids_of_the_clouds_are_taken_and_others_refused() {
+        for text in [
+            "k1",
+            "0e478b7a-4262-4802-b8cb-00d3fb408abc",
+            "alias/images",
+            "acs:kms:cn-hangzhou:1234:key/0e478b7a",
+            &"k".repeat(128),
+        ] {
+            assert_eq!(text.parse::<KeyId>().unwrap().as_str(), text);
+        }
+        for text in ["", "-k", "/k", "a b", "a\n", "ä", "a\0", &"k".repeat(129)] {
+            assert_eq!(text.parse::<KeyId>().unwrap_err().kind(), ErrorKind::Invalid, "{text:?}");
         }
     }
 

@@ -92,6 +92,7 @@
 //! | none | the library with memory, directory, file and block-device regions |
 //! | `cli` | the `blockferry` command |
 //! | `object` | object stores, S3 and its kin: `region::ObjectRegion` and `region::PlainObjectRegion`, the module `store`; with `cli`, `blockferry probe` |
+//! | `encrypt` | the module `keys`: keys that wrap the data keys of encrypted images, and keyrings that hold them |
 //! | `peer` | copies between daemons: `region::PeerRegion`, the modules `serve`, `peer` (who may), `wire` (the chunk protocol) and `compress`; with `cli`, `blockferry serve` and `cert` |
 //! | `service` | the module `service`: images, queues, tokens and followers above the engine, for daemons |
 //! | `clouds` | the module `clouds`: the copy calls of Alibaba ECS, Baidu BCC and Huawei IMS over that; with `cli`, `blockferry api` |
@@ -113,6 +114,8 @@ mod host;
 pub mod id;
 pub mod job;
 mod journal;
+#[cfg(feature = "encrypt")]
+pub mod keys;
 pub mod location;
 pub mod manifest;
 pub mod manual;

@@ -41,6 +41,7 @@ const PURE_ROOMS: [&str; 54] = [
     "journal/record",
     "journal/recovery",
     "journal/slot",
+    "keys/ring",
     "location",
     "manifest",
     "options",

@@ -1,0 +1,252 @@
+//! A keyring in a file: read anew for each use, changed by one rename.
+
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+use crate::disk::{Dir, File, Kind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::to_usize;
+use crate::host;
+use crate::id::KeyId;
+use crate::keys::ring::{RING_LEN_MAX, Ring};
+use crate::keys::{BoxFuture, DataKey, KeyInfo, KeyProvider};
+
+/// Nobody but its owner may read or write it.
+const MODE: u32 = 0o600;
+
+/// Keys in a file of mode 0600: whoever can read it can read every image they wrap.
+///
+/// Put it on another device than the images. It is read anew at each use, so that a change by
+/// another process holds at once, and secrets stay in memory only while they are used. Its methods
+/// block shortly.
+#[derive(Clone, Debug)]
+pub struct FileKeyring {
+    path: PathBuf,
+}
+
+impl FileKeyring {
+    /// Makes an empty keyring in a file that is not there yet.
+    ///
+    /// # Errors
+    /// `Exists` when something is there; `NotFound` when its folder is missing.
+    ///
+    /// # Durability
+    /// It survives power loss when this returns.
+    pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
+        let ring = Self { path: path.into() };
+        let made = ring.folder().and_then(|(dir, name)| {
+            let file = dir.create_file(&name, MODE)?;
+            file.write_at(0, &Ring::default().encode())?;
+            file.sync_all()?;
+            dir.sync()
+        });
+        made.map_err(|error| ring.named(error))?;
+        Ok(ring)
+    }
+
+    /// Opens the keyring in that file, and looks whether it is one.
+    ///
+    /// # Errors
+    /// `NotFound` when it is missing, `Denied` when others than its owner may read or write it,
+    /// `Corrupt` when it is damaged, `Unsupported` when it was written by a newer version.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        let ring = Self { path: path.into() };
+        ring.read()?;
+        Ok(ring)
+    }
+
+    /// Makes a key of that id.
+    ///
+    /// # Errors
+    /// `Exists` when there is one; otherwise as [`FileKeyring::open`].
+    ///
+    /// # Durability
+    /// It survives power loss when this returns; a crash leaves the old keyring or the new one.
+    pub fn add(&self, key: &KeyId) -> Result<()> {
+        let secret = DataKey::random()?;
+        self.change(|ring| ring.add(key, secret, host::unix_ms()))
+    }
+
+    /// Gives the key a new version, which wraps from now on; returns its number. What older ones
+    /// wrapped is read as before.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown key; otherwise as [`FileKeyring::open`].
+    ///
+    /// # Durability
+    /// As [`FileKeyring::add`].
+    pub fn rotate(&self, key: &KeyId) -> Result<u32> {
+        let secret = DataKey::random()?;
+        self.change(|ring| ring.rotate(key, secret, host::unix_ms()))
+    }
+
+    /// Removes a version, or all of a key. What they wrapped can never be read again.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown key or version; otherwise as [`FileKeyring::open`].
+    ///
+    /// # Durability
+    /// As [`FileKeyring::add`]. What the device keeps of the old file is beyond this.
+    pub fn remove(&self, key: &KeyId, version: Option<u32>) -> Result<()> {
+        self.change(|ring| ring.remove(key, version))
+    }
+
+    /// Every version of every key.
+    ///
+    /// # Errors
+    /// As [`FileKeyring::open`].
+    pub fn list(&self) -> Result<Vec<KeyInfo>> {
+        Ok(self.read()?.list())
+    }
+
+    fn read(&self) -> Result<Ring> {
+        read(&self.path).map_err(|error| self.named(error))
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Ring) -> Result<T>) -> Result<T> {
+        let changed = self.folder().and_then(|(dir, name)| {
+            // Order: claim → read → temporary file → sync → rename → sync folder.
+            let _claim = dir.claim()?;
+            let mut ring = read(&self.path)?;
+            let told = change(&mut ring)?;
+            let temporary = format!("{name}.new");
+            dir.remove_file(&temporary)?;
+            let file = dir.create_file(&temporary, MODE)?;
+            file.write_at(0, &ring.encode())?;
+            file.sync_all()?;
+            dir.rename_over(&temporary, &name)?;
+            dir.sync()?;
+            Ok(told)
+        });
+        changed.map_err(|error| self.named(error))
+    }
+
+    fn folder(&self) -> Result<(Dir, String)> {
+        let name = self.path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
+            Error::new(ErrorKind::Invalid, "use that path as a keyring").hint("name a file")
+        })?;
+        let above = match self.path.parent() {
+            Some(above) if !above.as_os_str().is_empty() => above,
+            _ => Path::new("."),
+        };
+        Ok((Dir::open_path(above)?, name.to_owned()))
+    }
+
+    fn named(&self, error: Error) -> Error {
+        error.within(self.path.display().to_string())
+    }
+}
+
+fn read(path: &Path) -> Result<Ring> {
+    let file = File::open_path(path)?;
+    let facts = file.facts()?;
+    if facts.kind != Kind::File || facts.size_bytes > RING_LEN_MAX {
+        return Err(Error::new(ErrorKind::Corrupt, "read keyring: it is no file of that kind"));
+    }
+    if facts.mode & 0o077 != 0 {
+        return Err(Error::new(ErrorKind::Denied, "use a keyring that others may read or write")
+            .hint("only its owner may: chmod 600 it, and rotate its keys if it was read"));
+    }
+    let mut bytes = Zeroizing::new(vec![0; to_usize(facts.size_bytes)]);
+    let count = file.read_at(0, &mut bytes)?;
+    Ring::decode(&bytes[..count])
+}
+
+impl KeyProvider for FileKeyring {
+    fn wrap_key<'a>(
+        &'a self,
+        key: &'a KeyId,
+        data_key: &'a DataKey,
+        context: &'a [u8],
+    ) -> BoxFuture<'a, Result<Vec<u8>>> {
+        let (ring, key) = (self.clone(), key.clone());
+        let (data_key, context) = (data_key.clone(), context.to_vec());
+        blocking(move || {
+            let mut nonce = [0; 12];
+            host::fill_random(&mut nonce)?;
+            let wrapped = ring.read()?.wrap(&key, &data_key, &context, nonce);
+            wrapped.map_err(|error| ring.named(error))
+        })
+    }
+
+    fn unwrap_key<'a>(
+        &'a self,
+        key: &'a KeyId,
+        wrapped: &'a [u8],
+        context: &'a [u8],
+    ) -> BoxFuture<'a, Result<DataKey>> {
+        let (ring, key) = (self.clone(), key.clone());
+        let (wrapped, context) = (wrapped.to_vec(), context.to_vec());
+        blocking(move || {
+            let opened = ring.read()?.open(&key, &wrapped, &context);
+            opened.map_err(|error| ring.named(error))
+        })
+    }
+}
+
+fn blocking<'a, T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> BoxFuture<'a, Result<T>> {
+    Box::pin(async move {
+        match host::spawn_blocking(work).await {
+            Ok(done) => done,
+            Err(error) => Err(Error::new(ErrorKind::Io, "use a keyring").because(error)),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn keys_are_kept_across_handles_and_wrap_what_they_unwrap() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("keys");
+        let key: KeyId = "k".parse().unwrap();
+        let ring = FileKeyring::create(&path).unwrap();
+        assert_eq!(FileKeyring::create(&path).unwrap_err().kind(), ErrorKind::Exists);
+        ring.add(&key).unwrap();
+        assert_eq!(ring.add(&key).unwrap_err().kind(), ErrorKind::Exists);
+        let data = DataKey::random().unwrap();
+        let wrapped = ring.wrap_key(&key, &data, b"c").await.unwrap();
+        let again = FileKeyring::open(&path).unwrap();
+        assert_eq!(again.rotate(&key).unwrap(), 2);
+        assert_eq!(ring.list().unwrap().len(), 2, "a change by another handle holds at once");
+        assert_eq!(again.unwrap_key(&key, &wrapped, b"c").await.unwrap(), data);
+        again.remove(&key, Some(1)).unwrap();
+        let gone = ring.unwrap_key(&key, &wrapped, b"c").await.unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::NotFound);
+        let names: Vec<_> = std::fs::read_dir(temp.path()).unwrap().collect();
+        assert_eq!(names.len(), 1, "nothing temporary is left");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
+    }
+
+    #[test]
+    fn a_keyring_that_others_may_read_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("keys");
+        let ring = FileKeyring::create(&path).unwrap();
+        for mode in [0o640, 0o604, 0o620, 0o644] {
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(FileKeyring::open(&path).unwrap_err().kind(), ErrorKind::Denied, "{mode:o}");
+            assert!(ring.list().is_err() && ring.add(&"k".parse().unwrap()).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_no_keyring_is_refused_and_left_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("keys");
+        assert_eq!(FileKeyring::open(&path).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(FileKeyring::open(temp.path()).unwrap_err().kind(), ErrorKind::Corrupt);
+        let ring = FileKeyring::create(&path).unwrap();
+        std::fs::write(&path, b"not one").unwrap();
+        assert_eq!(FileKeyring::open(&path).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(ring.add(&"k".parse().unwrap()).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(std::fs::read(&path).unwrap(), b"not one");
+    }
+}
