@@ -77,7 +77,8 @@
 //! | copy to and from other daemons, or let them (feature `peer`) | `region::PeerRegion`, `serve` |
 //! | keep images with names and states, queue and follow copies (feature `service`) | `service` |
 //! | answer three clouds' own calls (feature `clouds`) | `clouds` |
-//! | name images, jobs and regions | [`id`], [`location`] |
+//! | encrypt images at rest (feature `encrypt`) | `keys`, [`options::Encryption`], [`manual::encryption`] |
+//! | name images, jobs, keys and regions | [`id`], [`location`] |
 //! | handle what goes wrong | [`error`] |
 //! | verify an image yourself | [`manifest`], [`seal`], [`chunk`], [`geometry`] |
 //! | know what is promised, run it, or read its bytes | [`manual`] |
@@ -92,7 +93,7 @@
 //! | none | the library with memory, directory, file and block-device regions |
 //! | `cli` | the `blockferry` command |
 //! | `object` | object stores, S3 and its kin: `region::ObjectRegion` and `region::PlainObjectRegion`, the module `store`; with `cli`, `blockferry probe` |
-//! | `encrypt` | the module `keys`: keys that wrap the data keys of encrypted images, and keyrings that hold them |
+//! | `encrypt` | encryption at rest: `keys`, `region::DirRegion::with_keys` |
 //! | `peer` | copies between daemons: `region::PeerRegion`, the modules `serve`, `peer` (who may), `wire` (the chunk protocol) and `compress`; with `cli`, `blockferry serve` and `cert` |
 //! | `service` | the module `service`: images, queues, tokens and followers above the engine, for daemons |
 //! | `clouds` | the module `clouds`: the copy calls of Alibaba ECS, Baidu BCC and Huawei IMS over that; with `cli`, `blockferry api` |
@@ -101,6 +102,8 @@
 //! A feature adds API and never changes what existing code does. Linux only, 5.6 or later.
 
 pub mod chunk;
+#[cfg(feature = "encrypt")]
+mod cipher;
 #[cfg(feature = "clouds")]
 pub mod clouds;
 mod codec;

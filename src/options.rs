@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::ChunkSize;
-use crate::id::{ImageId, shown};
+use crate::id::{ImageId, KeyId, shown};
 
 /// The most attributes an image carries.
 pub const ATTRIBUTE_COUNT_MAX: usize = 64;
@@ -117,6 +117,19 @@ impl std::fmt::Display for Verify {
     }
 }
 
+/// Whether the new image is encrypted where it lies, and under which key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Encryption {
+    /// As the source: under the same key where that is encrypted, and in clear where it is not.
+    #[default]
+    Keep,
+    /// In clear, whatever the source is.
+    Plain,
+    /// Encrypted under that key, with a data key of its own, whatever the source is.
+    Key(KeyId),
+}
+
 /// What a caller asks of one copy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -135,9 +148,12 @@ pub struct CopyOptions {
     /// A committed image of the target's region that holds much the same already, in chunks of the
     /// same size: chunks that both have alike are taken over from it where it lies, and do not
     /// travel. Only the start needs it: a base that is lost or damaged later costs time, no more.
+    /// Neither it nor the new image may be encrypted.
     pub base: Option<ImageId>,
     /// Attributes of the new image, over those of the source.
     pub attributes: BTreeMap<String, String>,
+    /// Whether the new image is encrypted where it lies.
+    pub encryption: Encryption,
 }
 
 impl CopyOptions {
@@ -192,6 +208,13 @@ impl CopyOptions {
     #[must_use]
     pub fn with_attribute(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.attributes.insert(key.into(), value.into());
+        self
+    }
+
+    /// With the new image encrypted so.
+    #[must_use]
+    pub fn with_encryption(mut self, encryption: Encryption) -> Self {
+        self.encryption = encryption;
         self
     }
 

@@ -64,6 +64,12 @@ impl File {
         Reader { file: self, offset: 0 }
     }
 
+    /// A reader from that offset to the end of the file.
+    #[cfg(feature = "encrypt")]
+    pub(crate) fn reader_from(&self, offset: u64) -> Reader<'_> {
+        Reader { file: self, offset }
+    }
+
     /// A writer from the start of the file.
     pub(crate) fn writer(&self) -> Writer<'_> {
         Writer { file: self, offset: 0 }

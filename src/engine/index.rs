@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::chunk::Digest;
 use crate::codec::{Decoder, Encoder, cut};
 use crate::disk::Dir;
 use crate::engine::clock::unix_ms;
@@ -16,7 +17,7 @@ use crate::region::{BoxFuture, blocking};
 const KEPT_MS: u64 = 30 * 24 * 3600 * 1000;
 const JOBS: &str = "jobs";
 const MAGIC: [u8; 8] = *b"BFJOBRC\0";
-const VERSION: u16 = 1;
+const VERSION_MAX: u16 = 2;
 const SUM_CONTEXT: &str = "blockferry 2026-11-21 job record v1";
 /// More than any record has: specs, receipts and messages are bounded themselves.
 const RECORD_LEN_MAX: u64 = 256 << 10;
@@ -50,11 +51,20 @@ impl JobRecord {
         self
     }
 
+    /// Without what is a digest of an encrypted image's content: whoever may know its root gets it
+    /// from the image.
+    fn masked(mut self) -> Self {
+        if let (Some(receipt), true) = (&mut self.receipt, self.spec.key.is_some()) {
+            receipt.root = Digest::from_bytes([0; 32]);
+        }
+        self
+    }
+
     /// The bytes: magic, version, spec, state, time, error, receipt, and a BLAKE3 checksum of it
     /// all.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Encoder::new();
-        out.raw(&MAGIC).u16(VERSION);
+        out.raw(&MAGIC).u16(self.spec.record_version());
         self.spec.encode(&mut out);
         out.u8(self.state.code()).u64(self.updated_unix_ms);
         out.option(self.error.as_ref(), |out, (kind, message)| {
@@ -74,11 +84,11 @@ impl JobRecord {
             return Err(from.corrupt("it is no job record"));
         }
         let version = from.u16()?;
-        if version > VERSION {
+        if version > VERSION_MAX {
             return Err(Error::new(ErrorKind::Unsupported, format!("read job record {version}"))
                 .hint("it was written by a newer blockferry: upgrade"));
         }
-        if version < VERSION {
+        if version == 0 {
             return Err(from.corrupt("its version never existed"));
         }
         let (body, sum) =
@@ -89,6 +99,9 @@ impl JobRecord {
         let mut from = Decoder::new(body, "job record");
         from.raw(MAGIC.len() + 2)?;
         let spec = JobSpec::decode(&mut from)?;
+        if spec.record_version() != version {
+            return Err(from.corrupt("its version is not that of its fields"));
+        }
         let code = from.u8()?;
         let state =
             JobState::from_code(code).ok_or_else(|| from.corrupt("the job state is unknown"))?;
@@ -178,7 +191,7 @@ impl Index {
             let temporary = format!("{name}.new");
             dir.remove_file(&temporary)?;
             let file = dir.create_file(&temporary, 0o600)?;
-            file.write_at(0, &record.encode())?;
+            file.write_at(0, &record.masked().encode())?;
             file.sync_all()?;
             dir.rename_over(&temporary, &name)?;
             dir.sync()

@@ -300,6 +300,8 @@ impl Engine {
                 JobRecord::new(staged.spec, JobState::Suspended)
             }
         };
+        let mut record = record;
+        self.inner.reveal(&mut record).await;
         Ok(self.inner.info(record).await)
     }
 

@@ -16,6 +16,10 @@ pub(super) async fn share(run: &Arc<Run>) -> Result<()> {
     let (Some(source), Some(target)) = (run.source.local(), run.target.local()) else {
         return Ok(());
     };
+    // A copy has a data key of its own: what the source's has encrypted is of no use to it.
+    if source.encrypted.is_some() || target.encrypted.is_some() {
+        return Ok(());
+    }
     let (place, image_bytes) = (run.target.location(), run.spec.geometry.image_bytes());
     let owner = run.target.clone();
     let share = move || {

@@ -12,9 +12,9 @@ use crate::engine::index::JobRecord;
 use crate::engine::{Inner, empty_receipt, found_receipt, unknown};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ChunkSize, Geometry};
-use crate::id::JobId;
-use crate::job::{Endpoint, JobSpec, JobState};
-use crate::options::CopyOptions;
+use crate::id::{JobId, KeyId};
+use crate::job::{Endpoint, Fingerprint, JobSpec, JobState};
+use crate::options::{CopyOptions, Encryption};
 use crate::region::{Capabilities, Region, Settled, Source, Vote};
 
 /// A copy to be made.
@@ -117,12 +117,16 @@ impl Inner {
         };
         let geometry = geometry.map_err(|error| error.within(source.location()))?;
         let fingerprint = source.fingerprint().await?;
+        let key = key_of(&options.encryption, source, &fingerprint)?;
         let job = match &options.token {
             Some(token) => job_of_token(token),
             None => random_job()?,
         };
         let ends = (request.source.clone(), request.target.clone());
         let mut spec = JobSpec::new(job, ends.0, ends.1, geometry, fingerprint);
+        spec.key = key;
+        let seen = std::mem::take(&mut spec.fingerprint);
+        spec.fingerprint = spec.facts_kept(seen);
         spec.verify = options.verify;
         spec.limits = options.limits;
         spec.token = options
@@ -173,7 +177,7 @@ impl Inner {
         if let Some(record) = &record
             && record.state.is_final()
         {
-            return Ok(self.ended(record.clone()));
+            return Ok(self.ended(record.clone()).await);
         }
         let pending =
             record.as_ref().is_some_and(|record| record.state == JobState::RollbackPending);
@@ -208,7 +212,7 @@ impl Inner {
             }
         }
         match self.index.read(job).await? {
-            Some(record) if record.state.is_final() => Ok(self.ended(record)),
+            Some(record) if record.state.is_final() => Ok(self.ended(record).await),
             _ => {
                 // Somebody has ended it by way of another index: take that over into ours.
                 let state = ended_unseen(&*target_region, &spec).await?;
@@ -217,7 +221,7 @@ impl Inner {
                     record.receipt = found_receipt(&*target_region, &record.spec).await.ok();
                 }
                 self.index.write(record.clone()).await?;
-                Ok(self.ended(record))
+                Ok(self.ended(record).await)
             }
         }
     }
@@ -238,7 +242,7 @@ impl Inner {
         }
         self.index.write(record.clone()).await?;
         if clean {
-            return Ok(self.ended(record));
+            return Ok(self.ended(record).await);
         }
         let outcome = JobOutcome::RolledBack { clean };
         let entry = Arc::new(Entry::ended(record.spec, state, outcome));
@@ -248,7 +252,7 @@ impl Inner {
     async fn go_on(self: &Arc<Self>, spec: JobSpec, target_region: Arc<dyn Region>) -> Result<Job> {
         let source_region = self.region(&spec.source.region)?;
         let source = source_region.open(&spec.source.image).await?;
-        let now = source.fingerprint().await?;
+        let now = spec.facts_kept(source.fingerprint().await?);
         if let Some(what) = spec.fingerprint.difference(&now) {
             let what = format!("resume job {}: the source is not what it was: {what}", spec.job);
             return Err(Error::new(ErrorKind::SourceChanged, what)
@@ -271,7 +275,8 @@ impl Inner {
     }
 
     /// The handle of a job that has ended.
-    fn ended(self: &Arc<Self>, record: JobRecord) -> Job {
+    async fn ended(self: &Arc<Self>, mut record: JobRecord) -> Job {
+        self.reveal(&mut record).await;
         let outcome = match record.state {
             JobState::Committed => {
                 let receipt = record.receipt.unwrap_or_else(|| empty_receipt(&record.spec));
@@ -287,6 +292,18 @@ impl Inner {
         };
         let entry = Arc::new(Entry::ended(record.spec, record.state, outcome));
         Job { engine: self.clone(), entry }
+    }
+
+    /// The root of an encrypted image is not in the index: those who have its key get it from the
+    /// image.
+    pub(super) async fn reveal(&self, record: &mut JobRecord) {
+        let Some(receipt) = record.receipt.as_mut().filter(|_| record.spec.key.is_some()) else {
+            return;
+        };
+        let Ok(region) = self.region(&record.spec.target.region) else { return };
+        if let Ok(found) = found_receipt(&*region, &record.spec).await {
+            receipt.root = found.root;
+        }
     }
 
     fn gates_of(&self, spec: &JobSpec) -> Vec<Gate> {
@@ -319,6 +336,24 @@ fn cut(size_bytes: u64, at_least: ChunkSize, target: Capabilities) -> Result<Geo
     Ok(geometry)
 }
 
+/// The key under which the new image is to be encrypted, if it is to be.
+fn key_of(asked: &Encryption, source: &dyn Source, facts: &Fingerprint) -> Result<Option<KeyId>> {
+    match asked {
+        Encryption::Key(key) => Ok(Some(key.clone())),
+        Encryption::Plain => Ok(None),
+        Encryption::Keep => match source.key() {
+            // The far side of a copy between daemons tells that there is a key, and not which.
+            None if facts.is_encrypted() => {
+                let what = "copy an image that is encrypted where it lies";
+                Err(Error::new(ErrorKind::Invalid, what)
+                    .within(source.location())
+                    .hint("say under which key the copy is to be, or that it is to be in clear"))
+            }
+            key => Ok(key),
+        },
+    }
+}
+
 /// Whether the request could have started that job. Only what was asked for counts: the source may
 /// have changed since, or be gone.
 fn asks_for(request: &CopyRequest, earlier: &JobSpec) -> bool {
@@ -332,4 +367,10 @@ fn asks_for(request: &CopyRequest, earlier: &JobSpec) -> bool {
         && options.base == earlier.base
         && options.chunk_size.is_none_or(cut_so)
         && options.attributes.iter().all(holds)
+        && match &options.encryption {
+            // What it comes to is the source's affair, which may be gone.
+            Encryption::Keep => true,
+            Encryption::Plain => earlier.key.is_none(),
+            Encryption::Key(key) => earlier.key.as_ref() == Some(key),
+        }
 }

@@ -132,13 +132,27 @@ fn check_local(
     }
     // What comes back must come from the device, not from memory.
     sabotage::unless("M8", || local.file.evict(range))?;
+    if let Some(encrypted) = &local.encrypted {
+        encrypted.evict(range)?;
+    }
     let mut hasher = ChunkHasher::new(geometry, index);
     let mut all_zero = true;
+    let mut chunk = None;
     let mut at = range.offset;
     while at < range.end() {
         let len = to_usize(range.end() - at).min(PIECE_BYTES);
         let piece = &mut scratch.piece()[..len];
-        if local.file.read_at(at, piece)? < len {
+        let read = match &local.encrypted {
+            // What does not decrypt does not verify. Zeros were not written, and have no record.
+            Some(encrypted) if expected.is_some() => {
+                match encrypted.read(&local.file, at, piece, &mut chunk) {
+                    Err(error) if error.kind() == ErrorKind::Corrupt => 0,
+                    read => read.map(|_| len)?,
+                }
+            }
+            _ => local.file.read_at(at, piece)?,
+        };
+        if read < len {
             return Ok((false, at - range.offset));
         }
         match expected {

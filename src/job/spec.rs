@@ -8,7 +8,7 @@ use crate::chunk::Digest;
 use crate::codec::{Decoder, Encoder};
 use crate::error::Result;
 use crate::geometry::{ChunkSize, Geometry};
-use crate::id::{ImageId, JobId, RegionName};
+use crate::id::{ImageId, JobId, KeyId, RegionName};
 use crate::options::{
     ATTRIBUTE_COUNT_MAX, ATTRIBUTE_KEY_LEN_MAX, ATTRIBUTE_VALUE_LEN_MAX, Limits, Verify,
     check_attributes,
@@ -67,6 +67,26 @@ impl Fingerprint {
     /// The facts by name.
     pub fn facts(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// Facts that are digests of the content, or tell those who know it that it is that.
+    const DIGESTS: [&str; 2] = ["root", "etag"];
+    const ENCRYPTED: &str = "encrypted";
+
+    /// Of an image that is encrypted where it lies: its facts tell nothing of its content.
+    pub(crate) fn with_encrypted(self) -> Self {
+        self.with(Self::ENCRYPTED, "yes")
+    }
+
+    /// Whether the source said of itself that it is encrypted where it lies.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.0.contains_key(Self::ENCRYPTED)
+    }
+
+    /// Without the facts that tell something of the content.
+    pub(crate) fn without_digests(mut self) -> Self {
+        self.0.retain(|name, _| !Self::DIGESTS.contains(&name.as_str()));
+        self
     }
 
     /// What differs from `now`, in words; `None` when nothing does.
@@ -141,6 +161,8 @@ pub struct JobSpec {
     pub base: Option<ImageId>,
     /// Attributes of the new image.
     pub attributes: BTreeMap<String, String>,
+    /// The key under which the new image is encrypted; `None`: it is not.
+    pub key: Option<KeyId>,
     /// Milliseconds since 1970 when the job was accepted; a label only.
     pub created_unix_ms: u64,
 }
@@ -166,6 +188,7 @@ impl JobSpec {
             destructive: false,
             base: None,
             attributes: BTreeMap::new(),
+            key: None,
             created_unix_ms: 0,
         }
     }
@@ -174,6 +197,17 @@ impl JobSpec {
     pub fn same_request(&self, other: &Self) -> bool {
         let other = Self { job: self.job, created_unix_ms: self.created_unix_ms, ..other.clone() };
         *self == other
+    }
+
+    /// What the job keeps on record of a fingerprint: where the image is encrypted, nothing that is
+    /// a digest of its content.
+    pub(crate) fn facts_kept(&self, seen: Fingerprint) -> Fingerprint {
+        if self.key.is_some() { seen.without_digests() } else { seen }
+    }
+
+    /// The version of the records that hold such a spec: 2 with a key, and 1 as ever without.
+    pub(crate) fn record_version(&self) -> u16 {
+        if self.key.is_some() { 2 } else { 1 }
     }
 
     pub(crate) fn encode(&self, out: &mut Encoder) {
@@ -188,11 +222,16 @@ impl JobSpec {
         out.option(self.token.as_ref(), |out, token| {
             out.raw(token.as_bytes());
         });
-        // A job without a base is written as it was before there were any.
-        let base = if self.base.is_some() { FLAG_BASE } else { 0 };
-        out.u8(base | if self.destructive { FLAG_DESTRUCTIVE } else { 0 });
+        // A job without a base and without a key is written as it was before there were any.
+        let mut flags = if self.destructive { FLAG_DESTRUCTIVE } else { 0 };
+        flags |= if self.base.is_some() { FLAG_BASE } else { 0 };
+        flags |= if self.key.is_some() { FLAG_KEY } else { 0 };
+        out.u8(flags);
         if let Some(base) = &self.base {
             out.block(base.as_str().as_bytes());
+        }
+        if let Some(key) = &self.key {
+            out.block(key.as_str().as_bytes());
         }
         encode_attributes(&self.attributes, out);
         out.u64(self.created_unix_ms);
@@ -212,10 +251,11 @@ impl JobSpec {
         let limits = decode_limits(from)?;
         let token = from.option(|from| from.array().map(Digest::from_bytes))?;
         let flags = from.u8()?;
-        if flags & !(FLAG_DESTRUCTIVE | FLAG_BASE) != 0 {
+        if flags & !(FLAG_DESTRUCTIVE | FLAG_BASE | FLAG_KEY) != 0 {
             return Err(from.corrupt("a flag is unknown"));
         }
-        let base = if flags & FLAG_BASE == 0 { None } else { Some(decode_image(from)?) };
+        let base = (flags & FLAG_BASE != 0).then(|| decode_image(from)).transpose()?;
+        let key = (flags & FLAG_KEY != 0).then(|| decode_key(from)).transpose()?;
         let attributes = decode_attributes(from)?;
         let created_unix_ms = from.u64()?;
         Ok(Self {
@@ -230,6 +270,7 @@ impl JobSpec {
             destructive: flags & FLAG_DESTRUCTIVE != 0,
             base,
             attributes,
+            key,
             created_unix_ms,
         })
     }
@@ -247,8 +288,14 @@ fn decode_image(from: &mut Decoder<'_>) -> Result<ImageId> {
     image.parse().map_err(|e| from.corrupt("an image id is malformed").because(e))
 }
 
+fn decode_key(from: &mut Decoder<'_>) -> Result<KeyId> {
+    let key = from.text(KeyId::LEN_MAX)?;
+    key.parse().map_err(|error| from.corrupt("a key id is malformed").because(error))
+}
+
 const FLAG_DESTRUCTIVE: u8 = 1;
 const FLAG_BASE: u8 = 2;
+const FLAG_KEY: u8 = 4;
 
 pub(crate) fn encode_attributes(attributes: &BTreeMap<String, String>, out: &mut Encoder) {
     out.u16(u16::try_from(attributes.len()).unwrap_or(u16::MAX));
@@ -338,6 +385,17 @@ pub(crate) mod tests {
         from.finish().unwrap();
         for len in 0..bytes.len() {
             assert!(JobSpec::decode(&mut Decoder::new(&bytes[..len], "test")).is_err());
+        }
+        for destructive in [false, true] {
+            let mut keyed = spec.clone();
+            keyed.key = Some("alias/images".parse().unwrap());
+            keyed.destructive = destructive;
+            keyed.encode(&mut out);
+            let bytes = out.finish();
+            let mut from = Decoder::new(&bytes, "test");
+            assert_eq!(JobSpec::decode(&mut from).unwrap(), keyed);
+            from.finish().unwrap();
+            assert!(!keyed.same_request(&spec), "another key is another request");
         }
     }
 

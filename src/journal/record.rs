@@ -23,7 +23,9 @@ pub(crate) const PROGRESS_CHUNKS_MAX: usize = 16 << 10;
 
 /// The first bytes of every record.
 pub(crate) const MAGIC: [u8; 4] = *b"BFJR";
+/// The version of every record but the header of a job with a key, which has the next one.
 const VERSION: u16 = 1;
+const VERSION_MAX: u16 = 2;
 /// The frame before the payload: magic 4, version 2, kind 1, zero 1, payload length 4, zero 4,
 /// sequence 8, job 16, checksum of the record before 16, checksum 16.
 const FRAME_LEN: usize = 72;
@@ -78,6 +80,13 @@ impl Record {
             Self::Progress(_) => 3,
             Self::Prepared(_) => 4,
             Self::Done => 5,
+        }
+    }
+
+    fn version(&self) -> u16 {
+        match self {
+            Self::Header(header) => header.spec.record_version(),
+            _ => VERSION,
         }
     }
 
@@ -208,7 +217,7 @@ impl Chain {
     pub(crate) fn seal(self, record: &Record) -> (Vec<u8>, Self) {
         let payload = record.payload();
         let mut out = Encoder::new();
-        out.raw(&MAGIC).u16(VERSION).u8(record.kind()).u8(0);
+        out.raw(&MAGIC).u16(record.version()).u8(record.kind()).u8(0);
         out.u32(u32::try_from(payload.len()).unwrap_or(u32::MAX)).u32(0);
         out.u64(self.next_seq).raw(self.job.as_bytes()).raw(&self.last_sum).raw(&[0; 16]);
         out.raw(&payload);
@@ -226,6 +235,9 @@ impl Chain {
             return None;
         }
         let record = Record::decode(frame.kind, frame.payload, geometry).ok()?;
+        if record.version() != frame.version {
+            return None;
+        }
         self.next_seq += 1;
         self.last_sum = frame.sum;
         Some(record)
@@ -243,6 +255,7 @@ fn checksum(bytes: &[u8]) -> Sum {
 
 /// A record whose own checksum holds. Whether it is the next of the chain is another question.
 struct Frame<'a> {
+    version: u16,
     kind: u8,
     seq: u64,
     previous: Sum,
@@ -268,8 +281,10 @@ fn open_frame(bytes: &[u8], job: JobId) -> Option<Frame<'_>> {
     let (len, _zero, seq) = (from.u32().ok()?, from.u32().ok()?, from.u64().ok()?);
     let (owner, previous, sum) = (from.array().ok()?, from.array().ok()?, from.array().ok()?);
     let payload = from.raw(usize::try_from(len).ok()?).ok()?;
-    let valid = version == VERSION && owner == *job.as_bytes() && sum == checksum(bytes);
-    valid.then_some(Frame { kind, seq, previous, sum, payload })
+    let valid = (VERSION..=VERSION_MAX).contains(&version)
+        && owner == *job.as_bytes()
+        && sum == checksum(bytes);
+    valid.then_some(Frame { version, kind, seq, previous, sum, payload })
 }
 
 /// What a journal says, read from its first byte to the end of its valid records.
@@ -377,7 +392,7 @@ fn refuse_newer(read: ReadAt<'_>) -> Result<()> {
     let mut head = [0; 6];
     read(0, &mut head)?;
     let version = u16::from_le_bytes([head[4], head[5]]);
-    if head[..4] == MAGIC && version > VERSION {
+    if head[..4] == MAGIC && version > VERSION_MAX {
         return Err(Error::new(ErrorKind::Unsupported, format!("read journal version {version}"))
             .hint("it was written by a newer blockferry: upgrade"));
     }

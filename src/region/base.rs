@@ -10,7 +10,7 @@ use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_u64, to_usize};
 use crate::manifest::{ChunkTable, TableBuilder};
 use crate::seal::{ChunkHasher, is_zero};
 
-use super::stage::{DATA, Owned, read_manifest};
+use super::stage::{DATA, Described, Owned, read_manifest};
 use super::{Base, BoxFuture, LocalFile, blocking};
 
 /// How much is read at a time: it stays in the core's cache.
@@ -29,8 +29,15 @@ pub(crate) struct BaseImage {
 impl BaseImage {
     /// Opens what lies in an image's folder, as the base of an image that is cut so.
     pub(crate) fn open(folder: &Dir, geometry: Geometry) -> Result<Self> {
-        let manifest = read_manifest(folder)?
-            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "open base: it has no manifest"))?;
+        let manifest = match read_manifest(folder)? {
+            Some(Described::Plain(manifest)) => manifest,
+            Some(Described::Encrypted(_)) => {
+                // Its bytes are of no use as they lie, and which chunks equal them is its secret.
+                return Err(Error::new(ErrorKind::Unsupported, "open base: it is encrypted")
+                    .hint("copy without a base, or with one that lies in clear"));
+            }
+            None => return Err(Error::new(ErrorKind::Corrupt, "open base: it has no manifest")),
+        };
         let file = LocalFile::of(Arc::new(folder.open_file(DATA)?))?;
         let (is, should) = (file.file.len()?, manifest.geometry().image_bytes());
         if is != should {

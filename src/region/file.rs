@@ -107,7 +107,7 @@ impl Region for FileRegion {
         let (spec, location, store) = (spec.clone(), self.location.clone(), self.store.clone());
         self.with(move |_, name| {
             refuse_inside_image(store.root())?;
-            let stage = store.stage(&spec, name)?;
+            let stage = store.stage(&spec, name, None)?;
             JournaledTarget::of(stage, location)
         })
     }
@@ -115,7 +115,7 @@ impl Region for FileRegion {
     fn reopen<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
         let (spec, location, store) = (spec.clone(), self.location.clone(), self.store.clone());
         self.with(move |_, _| {
-            let stage = store.reopen(&spec)?;
+            let stage = store.reopen(&spec, None)?;
             JournaledTarget::of(stage, location)
         })
     }

@@ -8,10 +8,12 @@ use bytes::Bytes;
 use crate::disk::{Facts, File, Kind, facts_of_path};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, to_u64, to_usize};
+use crate::id::KeyId;
 use crate::job::Fingerprint;
 use crate::manifest::Manifest;
 use crate::plan::{Extent, ExtentKind};
-use crate::region::{BoxFuture, LocalFile, Source, blocking};
+use crate::region::{BoxFuture, EncryptedFile, LocalFile, Source, blocking};
+use crate::sabotage;
 
 /// The most extents that one call returns.
 const EXTENT_COUNT_MAX: usize = 1024;
@@ -54,9 +56,18 @@ impl LocalSource {
         Self::new(file, Some(path), location, None)
     }
 
-    /// An image of a directory region.
-    pub(crate) fn open_image(file: File, location: String, manifest: Manifest) -> Result<Self> {
-        Self::new(file, None, location, Some(Arc::new(manifest)))
+    /// An image of a directory region, and what else there is of it when it is encrypted.
+    pub(crate) fn open_image(
+        file: File,
+        location: String,
+        manifest: Manifest,
+        encrypted: Option<EncryptedFile>,
+    ) -> Result<Self> {
+        let mut source = Self::new(file, None, location, Some(Arc::new(manifest)))?;
+        if let Some(shared) = Arc::get_mut(&mut source.shared) {
+            shared.file.encrypted = encrypted.map(Arc::new);
+        }
+        Ok(source)
     }
 
     fn new(
@@ -84,14 +95,22 @@ impl Shared {
         }
         let size_bytes = self.file.file.len()?;
         let print = fingerprint_of(&facts, size_bytes);
-        Ok(match &self.manifest {
-            Some(manifest) => print.with("root", manifest.root()),
-            None => print,
+        Ok(match (&self.manifest, &self.file.encrypted) {
+            (Some(manifest), Some(encrypted)) => {
+                print.with("root", encrypted.blind(&manifest.root())?).with_encrypted()
+            }
+            (Some(manifest), None) => print.with("root", manifest.root()),
+            (None, _) => print,
         })
     }
 
     fn extents(&self, range: ByteRange) -> Result<Vec<Extent>> {
         let data = |range| Extent { range, kind: ExtentKind::Data };
+        if let (Some(manifest), Some(_)) = (&self.manifest, &self.file.encrypted)
+            && !sabotage::is("E4")
+        {
+            return Ok(extents_of(manifest, range));
+        }
         if !self.file.file_system.trusts_holes() || range.is_empty() {
             return Ok(vec![data(range)]);
         }
@@ -118,6 +137,9 @@ impl Shared {
     }
 
     fn read(&self, range: ByteRange) -> Result<Bytes> {
+        if let Some(encrypted) = &self.file.encrypted {
+            return encrypted.read_range(&self.file.file, range).map(Bytes::from);
+        }
         let mut buffer = vec![0; to_usize(range.len)];
         let count = self.file.file.read_at(range.offset, &mut buffer)?;
         if to_u64(count) < range.len {
@@ -126,6 +148,26 @@ impl Shared {
         }
         Ok(buffer.into())
     }
+}
+
+/// What the manifest vouches for. Of an encrypted image a hole tells nothing: anybody can make one.
+fn extents_of(manifest: &Manifest, range: ByteRange) -> Vec<Extent> {
+    let mut extents: Vec<Extent> = Vec::new();
+    let mut offset = range.offset;
+    while offset < range.end() {
+        let index = manifest.geometry().index_of(offset);
+        let end = manifest.geometry().range(index).end().min(range.end());
+        let is_zero = manifest.table().digest(index).is_none();
+        let kind = if is_zero { ExtentKind::Zero } else { ExtentKind::Data };
+        let is_full = extents.len() == EXTENT_COUNT_MAX;
+        match extents.last_mut().filter(|last| last.kind == kind) {
+            Some(last) => last.range.len += end - offset,
+            None if is_full => break,
+            None => extents.push(Extent { range: ByteRange::new(offset, end - offset), kind }),
+        }
+        offset = end;
+    }
+    extents
 }
 
 /// The facts of a file that change when its bytes may have. A block device has no telling times:
@@ -171,6 +213,10 @@ impl Source for LocalSource {
 
     fn manifest(&self) -> Option<Arc<Manifest>> {
         self.shared.manifest.clone()
+    }
+
+    fn key(&self) -> Option<KeyId> {
+        self.shared.file.encrypted.as_ref().map(|encrypted| encrypted.key().clone())
     }
 
     fn read_at(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>> {

@@ -30,6 +30,8 @@
 pub(crate) mod base;
 mod device;
 pub(crate) mod dir;
+#[cfg_attr(not(feature = "encrypt"), path = "unencrypted.rs")]
+pub(crate) mod encrypted;
 mod file;
 mod journals;
 mod local;
@@ -56,10 +58,12 @@ use crate::disk::{File, FileSystem};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, ChunkRun};
 use crate::host;
-use crate::id::{ImageId, JobId};
+use crate::id::{ImageId, JobId, KeyId};
 use crate::job::{Fingerprint, JobSpec, Progress};
 use crate::manifest::{Manifest, TableBuilder};
 use crate::plan::Extent;
+
+pub(crate) use encrypted::{CELL_BYTES, ChunkOpener, ChunkSealer, EncryptedFile};
 
 pub use dir::DirRegion;
 pub use file::FileRegion;
@@ -99,7 +103,8 @@ pub trait Region: Debug + Send + Sync {
     /// # Errors
     /// `Busy` while the job has another owner, or another job has the image staged; `Exists` when
     /// the image is there. Where the job names a base and is not staged yet: `NotFound` when it is
-    /// missing, `Invalid` when it is cut in chunks of another size.
+    /// missing, `Invalid` when it is cut in chunks of another size, `Unsupported` when it, or the
+    /// new image, is encrypted.
     ///
     /// # Durability
     /// A stage that was returned survives power loss, empty.
@@ -238,6 +243,10 @@ pub trait Source: Debug + Send + Sync {
 
     /// The digests of the image, where the region has them and vouches for them.
     fn manifest(&self) -> Option<Arc<Manifest>>;
+
+    /// The key under which the image is encrypted where it lies; `None` for one that is not, as far
+    /// as this side knows. Reads give its bytes in clear all the same.
+    fn key(&self) -> Option<KeyId>;
 
     /// Reads exactly that range of bytes, which must lie within the image.
     ///
@@ -410,6 +419,8 @@ pub trait Base: Debug + Send + Sync {
 pub struct LocalFile {
     pub(crate) file: Arc<File>,
     pub(crate) file_system: FileSystem,
+    /// What else there is of an image that is encrypted.
+    pub(crate) encrypted: Option<Arc<EncryptedFile>>,
 }
 
 impl LocalFile {
@@ -424,8 +435,30 @@ impl LocalFile {
 
     pub(crate) fn of(file: Arc<File>) -> Result<Self> {
         let file_system = file.file_system()?;
-        Ok(Self { file, file_system })
+        Ok(Self { file, file_system, encrypted: None })
     }
+}
+
+/// For a region that cannot encrypt: what is to be encrypted does not come there in clear.
+pub(crate) fn refuse_key(spec: &JobSpec) -> Result<()> {
+    if spec.key.is_none() { Ok(()) } else { Err(no_keys(spec)) }
+}
+
+pub(crate) fn no_keys(spec: &JobSpec) -> Error {
+    let key = spec.key.as_ref().map_or("no key", KeyId::as_str);
+    Error::new(ErrorKind::Unsupported, format!("stage an image encrypted under {key}"))
+        .hint("only a directory region that was given keys encrypts images")
+}
+
+/// An encrypted image takes nothing over from another: what lies in clear has no place in it, and
+/// whether two images have chunks alike is not for anybody to see.
+#[cfg(feature = "encrypt")]
+pub(crate) fn refuse_base(spec: &JobSpec) -> Result<()> {
+    if spec.base.is_none() {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Unsupported, "stage an encrypted image with a base")
+        .hint("copy without a base: every chunk of an encrypted image is written under its own key"))
 }
 
 /// Runs blocking file work off the runtime's threads.

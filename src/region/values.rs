@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::chunk::{Content, Digest, Durable};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{CHUNK_COUNT_MAX, Geometry};
-use crate::id::{ImageId, JobId};
+use crate::id::{ImageId, JobId, KeyId};
 use crate::job::{JobSpec, Progress};
 use crate::manifest::{Manifest, TableBuilder};
 use crate::options::Limits;
@@ -102,12 +102,14 @@ pub struct ImageInfo {
     pub root: Option<Digest>,
     /// The job that made it; `None` for an image that did not come from a copy.
     pub job: Option<JobId>,
+    /// The key under which it is encrypted where it lies. Its root is then not told.
+    pub key: Option<KeyId>,
 }
 
 impl ImageInfo {
     /// An image without manifest.
     pub fn new(image: ImageId, image_bytes: u64) -> Self {
-        Self { image, image_bytes, root: None, job: None }
+        Self { image, image_bytes, root: None, job: None, key: None }
     }
 
     /// What its manifest says.
@@ -117,6 +119,7 @@ impl ImageInfo {
             image_bytes: manifest.geometry().image_bytes(),
             root: Some(manifest.root()),
             job: manifest.job(),
+            key: None,
         }
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::chunk::{Durable, Sealed, Written};
 use crate::error::Result;
 use crate::geometry::{ByteRange, ChunkRun};
-use crate::id::{ImageId, JobId};
+use crate::id::{ImageId, JobId, KeyId};
 use crate::job::{Fingerprint, JobSpec, Progress};
 use crate::manifest::Manifest;
 use crate::plan::Extent;
@@ -194,6 +194,10 @@ impl Source for HookedSource {
 
     fn manifest(&self) -> Option<Arc<Manifest>> {
         self.inner.manifest()
+    }
+
+    fn key(&self) -> Option<KeyId> {
+        self.inner.key()
     }
 
     fn read_at(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>> {

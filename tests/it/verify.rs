@@ -84,6 +84,10 @@ impl Source for StandingStill {
         self.inner.manifest()
     }
 
+    fn key(&self) -> Option<blockferry::id::KeyId> {
+        self.inner.key()
+    }
+
     fn read_at(&self, range: ByteRange) -> BoxFuture<'_, blockferry::Result<Bytes>> {
         self.inner.read_at(range)
     }

@@ -8,10 +8,11 @@ use crate::engine::pool::PIECE_BYTES;
 use crate::error::Result;
 use crate::geometry::{ByteRange, ChunkIndex, ChunkRun, Geometry, to_u64, to_usize};
 use crate::job::Stall;
+use crate::region::{CELL_BYTES, ChunkOpener, ChunkSealer};
 use crate::seal::{ChunkHasher, is_zero};
 
 use super::check_vouched;
-use super::gather::Gather;
+use super::gather::{Gather, Sealing};
 use super::local::{Ends, Segment};
 
 /// A chunk of which some bytes are dealt with.
@@ -22,13 +23,15 @@ pub(super) struct OpenChunk {
     at: u64,
     /// `None` while everything was zero: a chunk of zeros is not hashed.
     hasher: Option<ChunkHasher>,
+    /// `None` while nothing was to be written, or the target is not encrypted.
+    sealer: Option<ChunkSealer>,
     data_bytes: u32,
 }
 
 impl OpenChunk {
     pub(super) fn new(geometry: Geometry, index: ChunkIndex) -> Self {
         let range = geometry.range(index);
-        Self { index, range, at: range.offset, hasher: None, data_bytes: 0 }
+        Self { index, range, at: range.offset, hasher: None, sealer: None, data_bytes: 0 }
     }
 
     pub(super) fn at(&self) -> u64 {
@@ -46,6 +49,7 @@ impl OpenChunk {
         gather: &mut Gather<'_>,
         segment: Segment,
         budget: u64,
+        source_chunk: &mut Option<ChunkOpener>,
     ) -> Result<u64> {
         let len = segment.end.min(self.range.end()) - self.at;
         if !segment.is_data {
@@ -55,7 +59,7 @@ impl OpenChunk {
         let len = to_usize(len.min(budget)).min(PIECE_BYTES);
         gather.make_space(len, segment.end)?;
         let piece = gather.space(len);
-        ends.read(self.at, piece)?;
+        ends.read(self.at, piece, source_chunk)?;
         let began = Instant::now();
         let all_zero = is_zero(piece);
         ends.counters.stalled(Stall::Seal, began.elapsed());
@@ -96,6 +100,10 @@ impl OpenChunk {
         len: usize,
         data_end: u64,
     ) -> Result<()> {
+        if let Some(encrypted) = ends.encrypted.as_ref().filter(|_| self.sealer.is_none()) {
+            self.sealer =
+                Some(encrypted.sealer(self.index).map_err(|error| ends.at_target(error))?);
+        }
         let ahead = ByteRange::new(self.range.offset, self.at - self.range.offset);
         let began = Instant::now();
         let is_first = self.hasher.is_none();
@@ -109,7 +117,12 @@ impl OpenChunk {
         if is_first && !ends.blank && !ahead.is_empty() {
             gather.write_zeroes(ahead)?;
         }
-        self.data_bytes += gather.keep(self.at, len, data_end)?;
+        // Order: hashed in clear, then encrypted where it lies, and only then written.
+        let sealing = self.sealer.as_mut().map(|sealer| Sealing {
+            sealer,
+            first: to_usize(self.at - self.range.offset) / CELL_BYTES,
+        });
+        self.data_bytes += gather.keep(self.at, len, data_end, sealing)?;
         self.at += to_u64(len);
         Ok(())
     }
@@ -122,9 +135,21 @@ impl OpenChunk {
                 .map_err(|error| ends.at_source(error, self.range.offset))?;
         }
         match digest {
-            Some(digest) => Ok(Written::data(self.index, digest, self.data_bytes)),
+            Some(digest) => {
+                if let (Some(encrypted), Some(sealer)) = (&ends.encrypted, self.sealer) {
+                    let began = Instant::now();
+                    let finished = encrypted.finish(sealer, digest);
+                    finished.map_err(|error| ends.at_target(error))?;
+                    ends.counters.stalled(Stall::Write, began.elapsed());
+                }
+                Ok(Written::data(self.index, digest, self.data_bytes))
+            }
             None => {
                 if !ends.blank {
+                    if let Some(encrypted) = &ends.encrypted {
+                        let run = ChunkRun::new(self.index, 1);
+                        encrypted.forget(run).map_err(|error| ends.at_target(error))?;
+                    }
                     gather.write_zeroes(self.range)?;
                 }
                 Ok(Written::zeroes(ChunkRun::new(self.index, 1)))

@@ -8,6 +8,7 @@ use crate::engine::progress::Counters;
 use crate::error::{Error, Result};
 use crate::geometry::{ByteRange, to_u64};
 use crate::job::Stall;
+use crate::region::{CELL_BYTES, ChunkSealer};
 use crate::sabotage;
 use crate::seal::is_zero;
 
@@ -15,6 +16,7 @@ use super::writer::Writer;
 
 /// Zeros among data are skipped in blocks of this many bytes.
 const BLOCK_BYTES: usize = 64 << 10;
+const _: () = assert!(BLOCK_BYTES == CELL_BYTES, "zeros are left out cell by cell");
 
 /// Where a strip's bytes go.
 #[derive(Debug)]
@@ -43,6 +45,13 @@ pub(super) struct Gather<'a> {
     /// From the first to the last byte written in this turn.
     written: Option<ByteRange>,
     room: &'a mut Room,
+}
+
+/// Encrypts what a chunk of an encrypted target keeps, cell by cell.
+pub(super) struct Sealing<'a> {
+    pub(super) sealer: &'a mut ChunkSealer,
+    /// The cell of the chunk with which the bytes begin.
+    pub(super) first: usize,
 }
 
 /// What a strip has reserved, and what of that proved to be zero.
@@ -80,7 +89,13 @@ impl<'a> Gather<'a> {
 
     /// Keeps the bytes last put into `space`, which belong at `offset`; returns how many of them
     /// are data. Where the target is blank, blocks of zeros among them are left out.
-    pub(super) fn keep(&mut self, offset: u64, len: usize, data_end: u64) -> Result<u32> {
+    pub(super) fn keep(
+        &mut self,
+        offset: u64,
+        len: usize,
+        data_end: u64,
+        mut sealing: Option<Sealing<'_>>,
+    ) -> Result<u32> {
         let from = self.start + self.len;
         let mut kept = 0;
         let mut at = 0;
@@ -91,6 +106,13 @@ impl<'a> Gather<'a> {
                 self.skip(ByteRange::new(offset + to_u64(at), to_u64(block)), data_end)?;
             } else {
                 kept += u32::try_from(block).unwrap_or(u32::MAX);
+                if let Some(Sealing { sealer, first }) = &mut sealing {
+                    let began = Instant::now();
+                    let sealed = sealer
+                        .seal_cell(*first + at / BLOCK_BYTES, &mut self.window[bytes.clone()]);
+                    sealed.map_err(|error| self.at(error, offset + to_u64(at)))?;
+                    self.sink.counters.stalled(Stall::Seal, began.elapsed());
+                }
                 self.take(offset + to_u64(at), bytes, data_end)?;
             }
             at += block;
@@ -237,7 +259,7 @@ mod tests {
         for (fill, offset) in [(1, 0), (2, 64 * KIB)] {
             gather.make_space(4096, 0).unwrap();
             gather.space(4096).fill(fill);
-            gather.keep(offset, 4096, 0).unwrap();
+            gather.keep(offset, 4096, 0, None).unwrap();
         }
         gather.finish().unwrap();
         let mut back = vec![9; to_usize(68 * KIB)];
@@ -278,7 +300,7 @@ mod tests {
                 if gaps_are_written_first {
                     gather.write_zeroes(zeros).unwrap();
                 }
-                assert_eq!(u64::from(gather.keep(*offset, to_usize(len), 0).unwrap()), len);
+                assert_eq!(u64::from(gather.keep(*offset, to_usize(len), 0, None).unwrap()), len);
                 if !gaps_are_written_first && n != 3 {
                     gather.write_zeroes(zeros).unwrap();
                 }

@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, ChunkIndex, ChunkRun, Geometry, to_u64};
 use crate::job::Stall;
 use crate::manifest::Manifest;
-use crate::region::{Base, LocalFile, Target};
+use crate::region::{Base, CELL_BYTES, ChunkOpener, EncryptedFile, LocalFile, Target};
 use crate::sabotage;
 
 use super::base::{self, Runs};
@@ -37,6 +37,10 @@ pub(super) struct Ends {
     writer: Writer,
     target_place: String,
     pub(super) geometry: Geometry,
+    /// What else there is of a target that is encrypted.
+    pub(super) encrypted: Option<Arc<EncryptedFile>>,
+    /// Either end is encrypted: what is read and written are whole cells.
+    cells: bool,
     /// The target reads as zeros wherever nothing was written.
     pub(super) blank: bool,
     /// The source's digests, where they are cut as we cut.
@@ -54,10 +58,14 @@ pub(super) struct Ends {
 impl Ends {
     /// The ends, when both are open files on this host.
     pub(super) fn of(run: &Run, shared: bool) -> Option<Self> {
+        let (source, target) = (run.source.local()?, run.target.local()?);
+        let encrypted = target.encrypted.clone();
         Some(Self {
-            source: run.source.local()?,
+            cells: source.encrypted.is_some() || encrypted.is_some(),
+            source,
             source_place: run.source.location(),
-            writer: Writer::new(run.target.local()?, run.pool.threads()),
+            encrypted,
+            writer: Writer::new(target, run.pool.threads()),
             target_place: run.target.location(),
             geometry: run.spec.geometry,
             blank: shared || run.is_blank() || sabotage::is("D4"),
@@ -74,9 +82,26 @@ impl Ends {
         error.at(&self.source_place, offset)
     }
 
+    /// Names the target.
+    pub(super) fn at_target(&self, error: Error) -> Error {
+        error.within(&self.target_place)
+    }
+
     /// Reads exactly those bytes of the source.
-    pub(super) fn read(&self, offset: u64, piece: &mut [u8]) -> Result<()> {
+    pub(super) fn read(
+        &self,
+        offset: u64,
+        piece: &mut [u8],
+        last: &mut Option<ChunkOpener>,
+    ) -> Result<()> {
         let began = Instant::now();
+        if let Some(encrypted) = &self.source.encrypted {
+            let read = encrypted.read(&self.source.file, offset, piece, last);
+            self.counters.stalled(Stall::Read, began.elapsed());
+            let read = read.map_err(|error| self.at_source(error, offset))?;
+            Counters::add(&self.counters.read_bytes, read);
+            return Ok(());
+        }
         let read = self.source.file.read_at(offset, piece);
         let elapsed = began.elapsed();
         self.counters.stalled(Stall::Read, elapsed);
@@ -92,17 +117,19 @@ impl Ends {
 
     /// The run of data or the hole that begins at `offset`, as far as `end`.
     fn segment_at(&self, offset: u64, end: u64) -> Result<Segment> {
-        if !self.source.file_system.trusts_holes() {
+        // Of an encrypted image a hole tells nothing: anybody can make one.
+        if !self.source.file_system.trusts_holes() || self.source.encrypted.is_some() {
             return Ok(Segment { end, is_data: true });
         }
         let place = |error: Error| self.at_source(error, offset);
         let data = self.source.file.next_data(offset).map_err(place)?.unwrap_or(end).min(end);
-        if data > offset {
-            return Ok(Segment { end: data, is_data: false });
+        let hole_end = if data < end { self.cells_before(data) } else { end };
+        if hole_end > offset {
+            return Ok(Segment { end: hole_end, is_data: false });
         }
-        let hole = self.source.file.next_hole(offset).map_err(place)?.unwrap_or(end);
+        let hole = self.source.file.next_hole(data).map_err(place)?.unwrap_or(end);
         // A file that changes under us may answer with a hole where we stand; reading tells.
-        let hole = if hole > offset { hole.min(end) } else { end };
+        let hole = if hole > data { self.cells_after(hole).min(end) } else { end };
         Ok(Segment { end: hole, is_data: true })
     }
 
@@ -123,6 +150,16 @@ impl Ends {
             }
         }
         Ok(())
+    }
+
+    /// Where the last whole cell before that byte ends, where cells are asked for.
+    fn cells_before(&self, offset: u64) -> u64 {
+        if self.cells { offset - offset % to_u64(CELL_BYTES) } else { offset }
+    }
+
+    /// Where the cell that holds the byte before that one ends, where cells are asked for.
+    fn cells_after(&self, offset: u64) -> u64 {
+        if self.cells { offset.next_multiple_of(to_u64(CELL_BYTES)) } else { offset }
     }
 
     fn sink(&self, looks: bool) -> Sink<'_> {
@@ -182,7 +219,8 @@ async fn walk(
     mut each: impl FnMut(Written),
 ) -> Result<()> {
     while strip.next < strip.chunks.end() {
-        let bytes = run.gates.grant_bytes(strip.end - strip.at());
+        let left = strip.end - strip.at();
+        let bytes = ends.cells_after(run.gates.grant_bytes(left)).min(left);
         let ops = bytes.div_ceil(to_u64(PIECE_BYTES));
         if !pass_throttle(run, bytes, ops).await {
             return Ok(());
@@ -220,6 +258,8 @@ struct Strip {
     /// What the strip holds was asked for ahead, or need not be: within one run of data the kernel
     /// does so by itself.
     prefetched: bool,
+    /// The chunk of an encrypted source that was read from last.
+    source_chunk: Option<ChunkOpener>,
 }
 
 /// What one turn on a worker thread got done.
@@ -250,6 +290,7 @@ impl Strip {
             segment: Segment { end: known_end, is_data: true },
             room: Room::default(),
             prefetched: !mixed,
+            source_chunk: None,
         }
     }
 
@@ -310,7 +351,8 @@ impl Strip {
             self.segment = ends.segment_at(chunk.at(), self.end)?;
         }
         let left = budget - advanced.read_bytes;
-        advanced.read_bytes += chunk.step(ends, gather, self.segment, left)?;
+        let read = chunk.step(ends, gather, self.segment, left, &mut self.source_chunk)?;
+        advanced.read_bytes += read;
         if chunk.is_done() {
             advanced.written.push(chunk.finish(ends, gather)?);
             self.next += 1;

@@ -52,6 +52,7 @@ impl DeviceRegion {
 
 impl Shared {
     fn stage(self: &Arc<Self>, spec: &JobSpec) -> Result<DeviceStage> {
+        crate::region::refuse_key(spec)?;
         if !spec.destructive {
             return Err(Error::new(ErrorKind::Invalid, "overwrite a block device")
                 .hint("its content will be lost: say --destructive if you mean it"));

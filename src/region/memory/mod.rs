@@ -10,14 +10,14 @@ use bytes::Bytes;
 use crate::chunk::{Durable, Sealed, Written};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, ChunkRun, to_u64};
-use crate::id::{ImageId, JobId};
+use crate::id::{ImageId, JobId, KeyId};
 use crate::job::{Fingerprint, JobSpec, Progress};
 use crate::manifest::Manifest;
 use crate::options::Limits;
 use crate::plan::{Extent, ExtentKind};
 use crate::region::{
     BoxFuture, Capabilities, ImageInfo, LocalFile, Located, Outcome, Recovered, Region, Restored,
-    Settled, Source, StagedJob, Target, Vote, Wish, Wishes,
+    Settled, Source, StagedJob, Target, Vote, Wish, Wishes, refuse_key,
 };
 
 use pieces::Pieces;
@@ -72,11 +72,10 @@ impl MemoryRegion {
     /// Puts an image in place, as if it had always been there; one of that id is replaced.
     pub fn insert(&self, image: &ImageId, bytes: impl Into<Bytes>) {
         let bytes = bytes.into();
-        let mut state = self.state();
+        let (size_bytes, pieces) = (to_u64(bytes.len()), BTreeMap::from([(0, bytes)]));
+        let (bytes, mut state) = (Pieces { size_bytes, pieces }, self.state());
         state.versions += 1;
         let version = state.versions;
-        let size_bytes = to_u64(bytes.len());
-        let bytes = Pieces { size_bytes, pieces: BTreeMap::from([(0, bytes)]) };
         state.images.insert(image.clone(), Image { bytes, version, manifest: None });
     }
 
@@ -108,6 +107,7 @@ impl MemoryRegion {
 impl State {
     /// Stages the image, or takes its stage over; returns the number of the owner.
     fn stage(&mut self, spec: &JobSpec) -> Result<u64> {
+        refuse_key(spec)?;
         if let Some(stage) = self.stages.get_mut(&spec.job) {
             if self.images.values().any(|image| image.job() == Some(spec.job)) {
                 return Err(Error::new(ErrorKind::Exists, format!("take over job {}", spec.job)));
@@ -368,6 +368,10 @@ impl Source for MemorySource {
 
     fn manifest(&self) -> Option<Arc<Manifest>> {
         self.image.manifest.clone()
+    }
+
+    fn key(&self) -> Option<KeyId> {
+        None
     }
 
     fn read_at(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>> {

@@ -28,6 +28,7 @@ impl Shared {
         spec: &JobSpec,
         reopen: bool,
     ) -> Result<Arc<dyn Target>> {
+        crate::region::refuse_key(spec)?;
         let presence = self.household.enter()?;
         let mut heart = Heart::new(&spec.target.image, spec.job, presence.owner());
         match self.claim(spec, reopen, &mut heart, presence.owner()).await {

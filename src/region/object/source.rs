@@ -9,7 +9,7 @@ use crate::compress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, ChunkIndex, Geometry, to_u64, to_usize};
 use crate::host;
-use crate::id::ImageId;
+use crate::id::{ImageId, KeyId};
 use crate::job::Fingerprint;
 use crate::manifest::Manifest;
 use crate::plan::{Extent, ExtentKind};
@@ -193,6 +193,10 @@ impl Source for ObjectSource {
 
     fn manifest(&self) -> Option<Arc<Manifest>> {
         Some(self.manifest.clone())
+    }
+
+    fn key(&self) -> Option<KeyId> {
+        None
     }
 
     fn read_at(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>> {

@@ -22,7 +22,7 @@ use crate::region::journals::{Journals, Stage};
 use crate::region::stage::{open_visiting, until_decided};
 use crate::region::{
     BoxFuture, Capabilities, ImageInfo, Located, Recovered, Region, Settled, Source, StagedJob,
-    Target, Vote, Wish, blocking,
+    Target, Vote, Wish, blocking, refuse_key,
 };
 use crate::store::{
     PART_BYTES_MIN, PART_COUNT_MAX, S3Options, S3Store, Store, UploadId, abort_until_gone,
@@ -127,6 +127,7 @@ impl Shared {
     }
 
     fn stage(self: &Arc<Self>, spec: &JobSpec) -> Result<PlainTarget> {
+        refuse_key(spec)?;
         self.check_parts(spec.geometry)?;
         let _claim = self.journals.claim()?;
         if let Some(stage) = self.journals.find(spec.job)? {

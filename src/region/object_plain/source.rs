@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::ByteRange;
+use crate::id::KeyId;
 use crate::job::Fingerprint;
 use crate::manifest::Manifest;
 use crate::plan::{Extent, ExtentKind};
@@ -63,6 +64,10 @@ impl Source for PlainSource {
     }
 
     fn manifest(&self) -> Option<Arc<Manifest>> {
+        None
+    }
+
+    fn key(&self) -> Option<KeyId> {
         None
     }
 

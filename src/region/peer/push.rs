@@ -85,6 +85,7 @@ async fn anchor(
 ) -> Result<Anchored> {
     let location = far.location_of(&spec.target.image);
     let within = |error: Error| error.within(location.clone());
+    crate::region::refuse_key(spec).map_err(within)?;
     let mut desk = far.net.dial().await.map_err(within)?;
     if desk.greeting.agreed().is_none_or(|agreed| agreed.features & FEATURE_DELTA == 0) {
         // The other side would not understand it: everything travels.

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, ChunkIndex, ChunkRun, Geometry, to_u64, to_usize};
-use crate::id::ImageId;
+use crate::id::{ImageId, KeyId};
 use crate::job::Fingerprint;
 use crate::manifest::{ChunkTable, Manifest};
 use crate::plan::Extent;
@@ -335,6 +335,10 @@ impl Source for PeerSource {
 
     fn manifest(&self) -> Option<Arc<Manifest>> {
         self.manifest.clone()
+    }
+
+    fn key(&self) -> Option<KeyId> {
+        None
     }
 
     fn read_at(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>> {

@@ -1,6 +1,7 @@
 //! Stages on a file system: how a copy is claimed, prepared, published by one rename, cancelled and
 //! recovered.
 
+mod image;
 mod owned;
 mod reopen;
 mod target;
@@ -10,24 +11,25 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::disk::{Dir, Facts, File, Kind};
+use crate::disk::{Dir, Facts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::JobId;
 use crate::job::JobSpec;
 use crate::journal::{Found, Header, JOURNAL, Journal, Open, Published, Settlement, settle};
-use crate::manifest::Manifest;
 use crate::region::{Recovered, Settled, StagedJob};
 use crate::{sabotage, sync};
 
+#[cfg(feature = "encrypt")]
+pub(crate) use image::KEY;
+use image::find_rw;
+pub(crate) use image::{
+    DATA, Described, MANIFEST, NEW_KEY, RECORDS, destroy_key, read_manifest, refuse_inside_image,
+};
 pub(crate) use owned::OwnedStage;
 pub(crate) use reopen::{open_restoring, open_visiting};
 pub(crate) use target::{Held, JournaledTarget, Owned, until_decided};
 pub(crate) use vote::{put_wish, staged_job};
 
-/// The image's bytes, in a stage and in a region.
-pub(crate) const DATA: &str = "data";
-/// The image's manifest, in a stage and in a directory region.
-pub(crate) const MANIFEST: &str = "manifest";
 /// What a directory region's stage publishes.
 const IMAGE: &str = "image";
 /// The folder of a directory region that is ours.
@@ -88,13 +90,20 @@ impl StageStore {
         &self.root
     }
 
-    /// Stages a new image under `name`, or takes over what the job has staged.
-    pub(crate) fn stage(self: &Arc<Self>, spec: &JobSpec, name: &str) -> Result<OwnedStage> {
+    /// Stages a new image under `name`, or takes over what the job has staged. `key_file`: what a
+    /// stage that is to be encrypted begins with.
+    pub(crate) fn stage(
+        self: &Arc<Self>,
+        spec: &JobSpec,
+        name: &str,
+        key_file: Option<&[u8]>,
+    ) -> Result<OwnedStage> {
+        image::refuse_without_key(spec, key_file)?;
         let parent = self.make_parent()?;
         // Order: the claim is held while we look for rivals and until our own name is durable.
         let _claim = parent.claim()?;
         match self.settle(spec.job, Claim::Held)?.settled {
-            Settled::Kept => return self.reopen(spec),
+            Settled::Kept => return self.reopen(spec, key_file),
             Settled::Running => return Err(owned_elsewhere(spec.job)),
             Settled::Failed(error) => return Err(error),
             Settled::Committed | Settled::RolledBack | Settled::Forgotten => {}
@@ -104,14 +113,19 @@ impl StageStore {
                 .hint("choose another name, or remove what is there"));
         }
         self.refuse_rivals(spec.job, name)?;
-        self.create(&parent, spec, name)
+        self.create(&parent, spec, name, key_file)
     }
 
     /// Takes over what the job has staged; [`ErrorKind::NotFound`] when there is nothing of it.
-    pub(crate) fn reopen(self: &Arc<Self>, spec: &JobSpec) -> Result<OwnedStage> {
+    pub(crate) fn reopen(
+        self: &Arc<Self>,
+        spec: &JobSpec,
+        key_file: Option<&[u8]>,
+    ) -> Result<OwnedStage> {
+        image::refuse_without_key(spec, key_file)?;
         let stage = self.find(spec.job)?.ok_or_else(|| nothing_staged(spec.job))?;
         let (journal, restored) = open_restoring(&stage.dir, spec)?;
-        OwnedStage::take_over(self, stage, journal, restored)
+        OwnedStage::take_over(self, stage, journal, restored, key_file)
     }
 
     /// One stage per name: a rival that is only waiting to be cleaned is cleaned, any other is
@@ -133,8 +147,14 @@ impl StageStore {
     }
 
     /// Makes a stage, or leaves nothing of it.
-    fn create(self: &Arc<Self>, parent: &Dir, spec: &JobSpec, name: &str) -> Result<OwnedStage> {
-        self.create_parts(parent, spec, name).map_err(|error| {
+    fn create(
+        self: &Arc<Self>,
+        parent: &Dir,
+        spec: &JobSpec,
+        name: &str,
+        key_file: Option<&[u8]>,
+    ) -> Result<OwnedStage> {
+        self.create_parts(parent, spec, name, key_file).map_err(|error| {
             let cleaned = match parent.find_dir(&self.folder(spec.job)) {
                 Ok(Some(dir)) => self.clean(parent, &dir, spec.job),
                 Ok(None) => Ok(()),
@@ -149,6 +169,7 @@ impl StageStore {
         parent: &Dir,
         spec: &JobSpec,
         name: &str,
+        key_file: Option<&[u8]>,
     ) -> Result<OwnedStage> {
         let folder = self.folder(spec.job);
         // Order: folders → journal → data, each durable before the next, so that a stage without a
@@ -167,6 +188,7 @@ impl StageStore {
         let data = inner.create_file(DATA, 0o600)?;
         data.set_len(spec.geometry.image_bytes())?;
         data.sync_all()?;
+        image::make_key_files(&inner, key_file)?;
         inner.sync()?;
         self.names().insert(spec.job, name.to_owned());
         OwnedStage::fresh(self, parent.reopen()?, dir, inner, journal, data)
@@ -337,12 +359,21 @@ impl StageStore {
     /// repeated.
     fn clean(&self, parent: &Dir, dir: &Dir, job: JobId) -> Result<()> {
         if let Some(inner) = self.find_inner(dir)? {
-            if let Some(data) = find_data(&inner)? {
+            let may_be_encrypted = self.layout == Layout::Images;
+            if may_be_encrypted {
+                // Order: the key first. From here on the rest is noise, however long it lies there.
+                sabotage::unless("E1", || destroy_key(&inner))?;
+            }
+            if let Some(data) = find_rw(&inner, DATA)? {
                 // Frees the room at once, also while a reader of ours still holds the file.
                 data.set_len(0)?;
             }
             inner.remove_file(DATA)?;
             inner.remove_file(MANIFEST)?;
+            if may_be_encrypted {
+                inner.remove_file(RECORDS)?;
+                inner.remove_file(image::KEY)?;
+            }
             inner.sync()?;
         }
         if self.layout == Layout::Images {
@@ -443,40 +474,6 @@ fn nothing_staged(job: JobId) -> Error {
         .hint("nothing of it is staged any more")
 }
 
-/// The manifest in an image's folder; `None` where there is none.
-pub(crate) fn read_manifest(image: &Dir) -> Result<Option<Manifest>> {
-    match image.find_file(MANIFEST)? {
-        Some(file) => Manifest::decode_from(&mut file.reader()).map(Some),
-        None => Ok(None),
-    }
-}
-
-/// The staged bytes, to be written; `None` where there are none.
-fn find_data(inner: &Dir) -> Result<Option<File>> {
-    match inner.find_file_rw(DATA) {
-        Err(error) if error.kind() == ErrorKind::Denied => {}
-        found => return found,
-    }
-    // An attempt that got as far as the commit took the right to write away, also from its owner.
-    if let Some(data) = inner.find_file(DATA)? {
-        data.set_mode(0o600)?;
-    }
-    inner.find_file_rw(DATA)
-}
-
-/// Nothing may be put into a committed image's folder: that would change the image.
-pub(crate) fn refuse_inside_image(folder: &Dir) -> Result<()> {
-    // Folders of these names are images of a region.
-    let holds = |name: &str| {
-        folder.facts_of(name).map(|facts| facts.is_some_and(|facts| facts.kind == Kind::File))
-    };
-    if holds(MANIFEST)? && holds(DATA)? {
-        return Err(Error::new(ErrorKind::Invalid, "copy into an image's folder")
-            .hint("a committed image never changes: choose another folder"));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -490,7 +487,7 @@ mod tests {
             let temp = tempfile::tempdir().unwrap();
             let root = Dir::open_path(temp.path()).unwrap();
             let store = Arc::new(StageStore::new(root, layout, "here".into()));
-            let owned = store.stage(&sample_spec(), "m-1").unwrap();
+            let owned = store.stage(&sample_spec(), "m-1", None).unwrap();
             let stage = store.find(sample_spec().job).unwrap().unwrap();
             let payload = stage.dir.facts_of(store.payload()).unwrap().unwrap();
             let prepared = Prepared {
@@ -513,7 +510,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let root = Dir::open_path(temp.path()).unwrap();
         let store = Arc::new(StageStore::new(root, Layout::Files, "here".into()));
-        let owned = store.stage(&sample_spec(), "m-1").unwrap();
+        let owned = store.stage(&sample_spec(), "m-1", None).unwrap();
         let stranger = store.root.create_file("m-1", 0o600).unwrap().facts().unwrap();
         let prepared = Prepared {
             device: stranger.device,
@@ -541,7 +538,7 @@ mod races {
     use crate::chunk::Content;
     use crate::geometry::{ChunkIndex, ChunkRun};
     use crate::job::sample_spec;
-    use crate::manifest::TableBuilder;
+    use crate::manifest::{Manifest, TableBuilder};
     use crate::options::Limits;
     use crate::region::{Outcome, Vote, Wish};
     use crate::sync::races::check;
@@ -576,7 +573,7 @@ mod races {
             let root = Dir::open_path(temp.path()).unwrap();
             Arc::new(StageStore::new(root, layout, "here".into()))
         };
-        let owned = open().stage(&spec, "m-1").unwrap();
+        let owned = open().stage(&spec, "m-1", None).unwrap();
         let cancel = || {
             let (store, spec) = (open(), spec.clone());
             shuttle::thread::spawn(move || {
@@ -631,7 +628,7 @@ mod races {
                 let root = Dir::open_path(temp.path()).unwrap();
                 Arc::new(StageStore::new(root, Layout::Files, "here".into()))
             };
-            let owned = open().stage(&spec, "m-1").unwrap();
+            let owned = open().stage(&spec, "m-1", None).unwrap();
             let limits = Limits::NONE.with_bytes_per_sec(5);
             let wish = |wish| {
                 let (store, job) = (open(), spec.job);

@@ -12,7 +12,8 @@ use crate::region::{Outcome, Restored};
 use crate::sabotage;
 use crate::sync;
 
-use super::{DATA, Held, IMAGE, Layout, MANIFEST, Owned, Stage, StageStore, find_data};
+use super::{DATA, Held, IMAGE, Layout, MANIFEST, Owned, RECORDS, Stage, StageStore};
+use super::{find_rw, image};
 
 /// Committed images are for their owner and group to read, and for nobody to write.
 const IMAGE_DIR_MODE: u32 = 0o750;
@@ -50,6 +51,7 @@ impl OwnedStage {
         stage: Stage,
         journal: Journal,
         restored: Restored,
+        key_file: Option<&[u8]>,
     ) -> Result<Self> {
         if settle(store.found(&stage, &journal)?) == Settlement::FinishCommit {
             return Err(Error::new(ErrorKind::Exists, format!("take over job {}", stage.job))
@@ -63,26 +65,55 @@ impl OwnedStage {
             None => return Err(bytes_are_gone(stage.job)),
         };
         let geometry = journal.header().spec.geometry;
-        let data = match find_data(&inner)? {
+        let data = match find_rw(&inner, DATA)? {
             Some(data) if nothing_done || data.len()? >= geometry.image_bytes() => data,
             // The crash came between the journal and the data.
             None if nothing_done => inner.create_file(DATA, 0o600)?,
             _ => return Err(bytes_are_gone(stage.job)),
         };
-        journal.forget_suspend()?;
-        // What no checkpoint covers may hold anything: make it blank again, so that zeros need no
-        // write.
-        data.set_len(geometry.image_bytes())?;
-        for run in restored.table.missing_runs() {
-            let range = geometry.run_range(run);
-            if !data.punch(range)? {
-                data.write_zeroes(range)?;
+        if key_file.is_some() {
+            let there =
+                find_rw(&inner, image::KEY)?.is_some() && find_rw(&inner, RECORDS)?.is_some();
+            match (there, nothing_done) {
+                (true, _) => {}
+                // The crash came between the data and the key.
+                (false, true) => image::make_key_files(&inner, key_file)?,
+                (false, false) => return Err(bytes_are_gone(stage.job)),
             }
         }
+        journal.forget_suspend()?;
+        data.set_len(geometry.image_bytes())?;
+        make_blank(&data, &restored)?;
         // Order: all that a stage needs is durable before its next attempt begins.
         data.sync_all()?;
         inner.sync()?;
         Ok(Self { store: store.clone(), stage, inner, held: Held::new(data, journal, restored) })
+    }
+
+    /// The bytes of the stage's key file, and the file of its records.
+    #[cfg(feature = "encrypt")]
+    pub(crate) fn locked(&self) -> Result<(crate::cipher::KeyBox, File)> {
+        let key = self.inner.open_file(image::KEY)?;
+        let key_box = crate::region::encrypted::read_key_box(&key)?;
+        Ok((key_box, self.inner.open_file_rw(RECORDS)?))
+    }
+
+    /// Makes the stage an encrypted one, of which what was on record is known again.
+    #[cfg(feature = "encrypt")]
+    pub(crate) fn unlock(
+        &mut self,
+        cipher: crate::cipher::ImageCipher,
+        key: crate::id::KeyId,
+        records: File,
+    ) -> Result<()> {
+        let masked = self.held.take_restored()?;
+        let (file, restored) = crate::region::EncryptedFile::staged(cipher, key, records, &masked)?;
+        if restored.table.missing() != masked.table.missing() {
+            make_blank(&self.held.data, &restored)?;
+            self.held.data.sync_all()?;
+        }
+        self.held.unlock(file, restored);
+        Ok(())
     }
 
     /// How the job was decided, if it was. Also told of a stage that is gone.
@@ -111,7 +142,10 @@ impl OwnedStage {
         // An earlier attempt may have left one behind.
         self.inner.remove_file(MANIFEST)?;
         let file = self.inner.create_file(MANIFEST, 0o600)?;
-        manifest.encode_to(&mut file.writer())?;
+        match &self.held.encrypted {
+            Some(encrypted) => encrypted.write_manifest(manifest, &mut file.writer())?,
+            None => manifest.encode_to(&mut file.writer())?,
+        }
         file.set_mode(IMAGE_FILE_MODE)?;
         sabotage::unless("D10", || file.sync_all())
     }
@@ -139,6 +173,13 @@ impl Owned for OwnedStage {
             Layout::Images => {
                 self.held.data.set_mode(IMAGE_FILE_MODE)?;
                 self.sync_data()?;
+                if let Some(encrypted) = &self.held.encrypted {
+                    encrypted.publish(IMAGE_FILE_MODE)?;
+                    if let Some(key) = find_rw(&self.inner, image::KEY)? {
+                        key.set_mode(IMAGE_FILE_MODE)?;
+                        key.sync_all()?;
+                    }
+                }
                 self.write_manifest(manifest)?;
                 self.inner.set_mode(IMAGE_DIR_MODE)?;
                 self.inner.facts()?
@@ -154,7 +195,10 @@ impl Owned for OwnedStage {
         self.held.journal.append_prepared(Prepared {
             device: published.device,
             inode: published.inode,
-            root: manifest.root(),
+            root: match &self.held.encrypted {
+                Some(encrypted) => encrypted.blind(&manifest.root())?,
+                None => manifest.root(),
+            },
         })
     }
 
@@ -200,6 +244,18 @@ impl Owned for OwnedStage {
         self.store.clean(&self.stage.parent, &self.stage.dir, self.stage.job)?;
         Ok(Some(Outcome::Cancelled))
     }
+}
+
+/// What no record covers may hold anything: makes it blank again, so that zeros need no write.
+fn make_blank(data: &File, restored: &Restored) -> Result<()> {
+    let geometry = restored.table.geometry();
+    for run in restored.table.missing_runs() {
+        let range = geometry.run_range(run);
+        if !data.punch(range)? {
+            data.write_zeroes(range)?;
+        }
+    }
+    Ok(())
 }
 
 fn make_inner(stage: &Stage) -> Result<Dir> {

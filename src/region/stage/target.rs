@@ -14,7 +14,9 @@ use crate::job::{JobState, Progress};
 use crate::journal::{Journal, Status};
 use crate::manifest::Manifest;
 use crate::region::base::{BaseImage, LocalBase};
-use crate::region::{Base, BoxFuture, LocalFile, Outcome, Restored, Target, Wishes, blocking};
+use crate::region::{
+    Base, BoxFuture, EncryptedFile, LocalFile, Outcome, Restored, Target, Wishes, blocking,
+};
 use crate::sabotage;
 
 /// How long one waits for a decision that another process is taking.
@@ -28,12 +30,28 @@ pub(crate) struct Held {
     /// Before the journal: whoever owns that next must find a device closed.
     pub(crate) data: Arc<File>,
     pub(crate) journal: Journal,
+    /// What else there is of an image that is encrypted.
+    pub(crate) encrypted: Option<Arc<EncryptedFile>>,
     restored: Mutex<Option<Restored>>,
 }
 
 impl Held {
     pub(crate) fn new(data: File, journal: Journal, restored: Restored) -> Self {
-        Self { data: Arc::new(data), journal, restored: Mutex::new(Some(restored)) }
+        let restored = Mutex::new(Some(restored));
+        Self { data: Arc::new(data), journal, encrypted: None, restored }
+    }
+
+    /// The stage is encrypted, and that is what its records tell to those who have the key.
+    #[cfg(feature = "encrypt")]
+    pub(crate) fn unlock(&mut self, encrypted: EncryptedFile, restored: Restored) {
+        self.encrypted = Some(Arc::new(encrypted));
+        self.restored = Mutex::new(Some(restored));
+    }
+
+    /// What earlier attempts made durable; once.
+    pub(crate) fn take_restored(&self) -> Result<Restored> {
+        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        restored.take().ok_or_else(|| Error::new(ErrorKind::Invalid, "begin the same target twice"))
     }
 
     /// Begins the next attempt and hands out what earlier ones made durable.
@@ -42,8 +60,34 @@ impl Held {
         let image_bytes = self.journal.header().spec.geometry.image_bytes();
         let progress = Progress::new(JobState::Copying, image_bytes);
         self.journal.set_status(&Status { epoch, progress })?;
-        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
-        restored.take().ok_or_else(|| Error::new(ErrorKind::Invalid, "begin the same target twice"))
+        if let Some(encrypted) = &self.encrypted {
+            encrypted.begin(epoch);
+        }
+        self.take_restored()
+    }
+
+    /// Makes what was written durable: the bytes, and the records that vouch for them.
+    fn sync(&self) -> Result<()> {
+        self.data.sync_data()?;
+        self.encrypted.as_ref().map_or(Ok(()), |encrypted| encrypted.sync())
+    }
+
+    fn read_back(&self, range: ByteRange) -> Result<Bytes> {
+        sabotage::unless("M8", || self.data.evict(range))?;
+        if let Some(encrypted) = &self.encrypted {
+            encrypted.evict(range)?;
+            return match encrypted.read_range(&self.data, range) {
+                Ok(bytes) => Ok(bytes.into()),
+                // What does not decrypt does not verify.
+                Err(error) if error.kind() == ErrorKind::Corrupt => Ok(Bytes::new()),
+                Err(error) => Err(error),
+            };
+        }
+        let mut buffer = vec![0; to_usize(range.len)];
+        let count = self.data.read_at(range.offset, &mut buffer)?;
+        // A stage that is too short does not verify.
+        buffer.truncate(count);
+        Ok(buffer.into())
     }
 
     /// What others ask of us.
@@ -99,12 +143,14 @@ impl<O: Owned> JournaledTarget<O> {
         location: String,
         base: Option<BaseImage>,
     ) -> Result<Arc<dyn Target>> {
-        let file = LocalFile::of(owned.held().data.clone())?;
+        let mut file = LocalFile::of(owned.held().data.clone())?;
+        file.encrypted.clone_from(&owned.held().encrypted);
         Ok(Arc::new(Self { file, location, owned: Arc::new(owned), base }))
     }
 
     fn base(&self) -> Option<Arc<dyn Base>> {
-        let image = self.base.clone()?;
+        // What is encrypted takes nothing over: a base lends bytes as they lie, in clear.
+        let image = self.base.clone().filter(|_| self.file.encrypted.is_none())?;
         Some(Arc::new(LocalBase::new(image, self.owned.clone(), self.location.clone())))
     }
 
@@ -161,7 +207,11 @@ impl<O: Owned> Target for JournaledTarget<O> {
 
     fn write(&self, chunk: Sealed) -> BoxFuture<'_, Result<Written>> {
         self.with(move |owned| {
-            owned.held().data.write_at(chunk.range().offset, chunk.data())?;
+            let held = owned.held();
+            match &held.encrypted {
+                Some(encrypted) => encrypted.write_chunk(&held.data, &chunk)?,
+                None => held.data.write_at(chunk.range().offset, chunk.data())?,
+            }
             Ok(chunk.written())
         })
     }
@@ -169,6 +219,9 @@ impl<O: Owned> Target for JournaledTarget<O> {
     fn write_zeroes(&self, run: ChunkRun) -> BoxFuture<'_, Result<Written>> {
         self.with(move |owned| {
             let geometry = owned.held().journal.header().spec.geometry;
+            if let Some(encrypted) = &owned.held().encrypted {
+                encrypted.forget(run)?;
+            }
             owned.write_zeroes(geometry.run_range(run))?;
             Ok(Written::zeroes(run))
         })
@@ -176,7 +229,7 @@ impl<O: Owned> Target for JournaledTarget<O> {
 
     fn sync(&self) -> BoxFuture<'_, Result<()>> {
         self.with(|owned| {
-            let sync = || owned.held().data.sync_data();
+            let sync = || owned.held().sync();
             let again = |error| if sabotage::is("M5") { sync() } else { Err(error) };
             sabotage::unless("M1", || sync().or_else(again))
         })
@@ -184,19 +237,17 @@ impl<O: Owned> Target for JournaledTarget<O> {
 
     fn checkpoint<'a>(&'a self, chunks: &'a [Durable]) -> BoxFuture<'a, Result<()>> {
         let chunks = chunks.to_vec();
-        self.with(move |owned| owned.held().journal.append_progress(&chunks))
+        self.with(move |owned| {
+            let held = owned.held();
+            match &held.encrypted {
+                Some(encrypted) => held.journal.append_progress(&encrypted.masked(&chunks)?),
+                None => held.journal.append_progress(&chunks),
+            }
+        })
     }
 
     fn read_back(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>> {
-        self.with(move |owned| {
-            let data = &owned.held().data;
-            sabotage::unless("M8", || data.evict(range))?;
-            let mut buffer = vec![0; to_usize(range.len)];
-            let count = data.read_at(range.offset, &mut buffer)?;
-            // A stage that is too short does not verify.
-            buffer.truncate(count);
-            Ok(buffer.into())
-        })
+        self.with(move |owned| owned.held().read_back(range))
     }
 
     fn commit<'a>(&'a self, manifest: &'a Manifest) -> BoxFuture<'a, Result<Outcome>> {

@@ -80,7 +80,7 @@ impl StageStore {
             return Ok(Some(Vote::Unknown));
         }
         let ours = match self.root.find_dir(image.as_str())? {
-            Some(dir) => read_manifest(&dir)?.is_some_and(|manifest| manifest.job() == Some(job)),
+            Some(dir) => read_manifest(&dir)?.is_some_and(|described| described.job() == Some(job)),
             None => false,
         };
         if ours {

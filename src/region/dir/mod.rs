@@ -1,22 +1,30 @@
 //! A directory region: committed images are folders `<root>/<image>/{data,manifest}`.
 
+#[cfg(feature = "encrypt")]
+mod encrypted;
+
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::disk::{Dir, Kind};
+use crate::disk::{Dir, File, Kind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ImageId, JobId};
 use crate::job::JobSpec;
 use crate::region::base::BaseImage;
 use crate::region::local::LocalSource;
 use crate::region::stage::{
-    DATA, JournaledTarget, Layout, MANIFEST, StageStore, read_manifest, refuse_inside_image,
-    until_decided,
+    DATA, Described, JournaledTarget, Layout, MANIFEST, NEW_KEY, RECORDS, StageStore, destroy_key,
+    read_manifest, refuse_inside_image, until_decided,
 };
 use crate::region::{
     BoxFuture, Capabilities, ImageInfo, Located, Recovered, Region, Source, StagedJob, Target,
     Vote, Wish, blocking,
 };
+
+#[cfg(feature = "encrypt")]
+use crate::region::encrypted::Vault;
+#[cfg(feature = "encrypt")]
+use encrypted::Taken;
 
 /// Images under a root folder on this host. The root must exist; it is never created.
 ///
@@ -28,10 +36,13 @@ pub struct DirRegion {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Shared {
     location: String,
     store: Arc<StageStore>,
+    /// Who wraps data keys; without it, images are neither encrypted nor read where they are.
+    #[cfg(feature = "encrypt")]
+    vault: Option<Vault>,
 }
 
 impl DirRegion {
@@ -47,7 +58,14 @@ impl DirRegion {
             error.within(location.clone()).hint("a region's root must be a folder that exists")
         })?;
         let store = StageStore::new(dir, Layout::Images, location.clone());
-        Ok(Self { shared: Arc::new(Shared { location, store: Arc::new(store) }) })
+        let store = Arc::new(store);
+        let shared = Shared {
+            location,
+            store,
+            #[cfg(feature = "encrypt")]
+            vault: None,
+        };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     fn with<'a, T: Send + 'static>(
@@ -64,19 +82,18 @@ impl Shared {
         format!("{}/{image}", self.location)
     }
 
-    fn open(&self, image: &ImageId) -> Result<Arc<dyn Source>> {
-        let location = self.location_of(image);
+    /// Opens what there is of an image, as far as that goes without a key.
+    fn look(&self, image: &ImageId) -> Result<(Dir, Described, File)> {
         let folder = self.folder(image)?;
-        let manifest = read_manifest(&folder)?.ok_or_else(|| {
-            Error::new(ErrorKind::Corrupt, "open image: it has no manifest").within(&location)
-        })?;
-        let data = folder.open_file(DATA).map_err(|error| error.within(location.clone()))?;
-        let (is, should) = (data.len()?, manifest.geometry().image_bytes());
+        let described = read_manifest(&folder)?
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "open image: it has no manifest"))?;
+        let data = folder.open_file(DATA)?;
+        let (is, should) = (data.len()?, described.geometry().image_bytes());
         if is != should {
             let what = format!("open image: {is} bytes of data where {should} belong");
-            return Err(Error::new(ErrorKind::Corrupt, what).within(location));
+            return Err(Error::new(ErrorKind::Corrupt, what));
         }
-        Ok(Arc::new(LocalSource::open_image(data, location, manifest)?))
+        Ok((folder, described, data))
     }
 
     fn folder(&self, image: &ImageId) -> Result<Dir> {
@@ -111,7 +128,10 @@ impl Shared {
             let image: ImageId = name.parse()?;
             let folder = root.open_dir(&name)?;
             match read_manifest(&folder) {
-                Ok(Some(manifest)) => images.push(ImageInfo::of_manifest(image, &manifest)),
+                Ok(Some(Described::Plain(manifest))) => {
+                    images.push(ImageInfo::of_manifest(image, &manifest));
+                }
+                Ok(Some(described)) => images.push(info_of(image, &described, &folder)),
                 Ok(None) => {}
                 // A damaged image hides no other; its root is not told.
                 Err(error) if error.kind() == ErrorKind::Corrupt => {
@@ -129,7 +149,10 @@ impl Shared {
         // Order: without its manifest an image is none, so a crash in between leaves no half image.
         folder.remove_file(MANIFEST)?;
         folder.sync()?;
+        destroy_key(&folder)?;
         folder.remove_file(DATA)?;
+        folder.remove_file(RECORDS)?;
+        folder.remove_file(NEW_KEY)?;
         folder.sync()?;
         self.store.root().remove_dir(image.as_str())?;
         self.store.root().sync()
@@ -138,10 +161,25 @@ impl Shared {
     fn locate(&self, image: &ImageId) -> Result<Located> {
         if let Some(folder) = self.store.root().find_dir(image.as_str())? {
             let manifest = read_manifest(&folder)?;
-            return Ok(Located::Committed(manifest.and_then(|manifest| manifest.job())));
+            return Ok(Located::Committed(manifest.and_then(|described| described.job())));
         }
         Ok(self.store.job_staging(image.as_str())?.map_or(Located::Absent, Located::Staged))
     }
+}
+
+/// What is told of an image to those who have no key.
+fn info_of(image: ImageId, described: &Described, folder: &Dir) -> ImageInfo {
+    let mut info = ImageInfo::new(image, described.geometry().image_bytes());
+    info.job = described.job();
+    info.key = key_of(folder);
+    info
+}
+
+#[cfg(feature = "encrypt")]
+use encrypted::key_of;
+#[cfg(not(feature = "encrypt"))]
+fn key_of(_folder: &Dir) -> Option<crate::id::KeyId> {
+    None
 }
 
 impl Region for DirRegion {
@@ -154,25 +192,51 @@ impl Region for DirRegion {
     }
 
     fn open<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<Arc<dyn Source>>> {
-        let image = image.clone();
-        self.with(move |shared| shared.open(&image))
+        let (shared, image) = (self.shared.clone(), image.clone());
+        Box::pin(async move {
+            let location = shared.location_of(&image);
+            let place = |error: Error| error.within(location.clone());
+            let looking = (shared.clone(), image.clone());
+            let looked = blocking(move || looking.0.look(&looking.1)).await.map_err(place)?;
+            match looked {
+                (_, Described::Plain(manifest), data) => {
+                    let image = LocalSource::open_image(data, location, manifest, None)?;
+                    Ok(Arc::new(image) as Arc<dyn Source>)
+                }
+                #[cfg(feature = "encrypt")]
+                (folder, Described::Encrypted(header), data) => {
+                    let opened = encrypted::open(&shared, &image, (folder, header, data)).await;
+                    opened.map_err(place)
+                }
+                #[cfg(not(feature = "encrypt"))]
+                (_, Described::Encrypted(header), _) => match header {},
+            }
+        })
     }
 
     fn stage<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
+        #[cfg(feature = "encrypt")]
+        if spec.key.is_some() {
+            return Box::pin(encrypted::stage(self.shared.clone(), spec.clone(), Taken::Staged));
+        }
         let spec = spec.clone();
         self.with(move |shared| {
             refuse_inside_image(shared.store.root())?;
             let base = shared.base_of(&spec)?;
-            let stage = shared.store.stage(&spec, spec.target.image.as_str())?;
+            let stage = shared.store.stage(&spec, spec.target.image.as_str(), None)?;
             let location = shared.location_of(&spec.target.image);
             JournaledTarget::with_base(stage, location, base)
         })
     }
 
     fn reopen<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
+        #[cfg(feature = "encrypt")]
+        if spec.key.is_some() {
+            return Box::pin(encrypted::stage(self.shared.clone(), spec.clone(), Taken::Reopened));
+        }
         let spec = spec.clone();
         self.with(move |shared| {
-            let stage = shared.store.reopen(&spec)?;
+            let stage = shared.store.reopen(&spec, None)?;
             let base = shared.base_of(&spec).unwrap_or_default();
             let location = shared.location_of(&spec.target.image);
             JournaledTarget::with_base(stage, location, base)
