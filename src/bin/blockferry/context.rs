@@ -20,9 +20,35 @@ pub(crate) struct Common {
     /// Print one JSON object on one line on stdout, also on failure
     #[arg(long)]
     pub(crate) json: bool,
+    #[cfg(feature = "encrypt")]
+    #[command(flatten)]
+    keys: KeyArgs,
     #[cfg(feature = "peer")]
     #[command(flatten)]
     peer: PeerArgs,
+}
+
+/// Where the keys of encrypted images are. Never kept anywhere.
+#[cfg(feature = "encrypt")]
+#[derive(Debug, clap::Args)]
+struct KeyArgs {
+    /// The keyring of encrypted images [default: $BLOCKFERRY_KEYRING]
+    #[arg(long, value_name = "FILE")]
+    keyring: Option<PathBuf>,
+}
+
+#[cfg(feature = "encrypt")]
+impl KeyArgs {
+    fn open(&self) -> Result<Option<blockferry::keys::FileKeyring>> {
+        let set = || std::env::var_os("BLOCKFERRY_KEYRING").filter(|v| !v.is_empty());
+        let path = self.keyring.clone().or_else(|| set().map(PathBuf::from));
+        path.map(blockferry::keys::FileKeyring::open).transpose()
+    }
+
+    fn words(&self) -> Vec<String> {
+        let path = self.keyring.iter().map(|path| shown(path));
+        path.flat_map(|path| ["--keyring".to_owned(), path]).collect()
+    }
 }
 
 /// What is shown to other daemons, for `ferrys://` locations. Never kept anywhere.
@@ -97,6 +123,18 @@ impl PeerArgs {
     }
 }
 
+impl Common {
+    /// The files that were given, as options.
+    fn file_words(&self) -> Vec<String> {
+        let words = Vec::new();
+        #[cfg(feature = "encrypt")]
+        let words = [words, self.keys.words()].concat();
+        #[cfg(feature = "peer")]
+        let words = [words, self.peer.words()].concat();
+        words
+    }
+}
+
 /// The state folder, and whether it was given.
 #[derive(Debug)]
 pub(crate) struct Context {
@@ -106,8 +144,10 @@ pub(crate) struct Context {
     tls: Option<blockferry::peer::Tls>,
     #[cfg(feature = "peer")]
     peer_options: blockferry::region::PeerOptions,
-    /// The files that were given for other daemons, as options.
-    peer_words: Vec<String>,
+    #[cfg(feature = "encrypt")]
+    keyring: Option<blockferry::keys::FileKeyring>,
+    /// The files that were given for other daemons and for keys, as options.
+    file_words: Vec<String>,
 }
 
 /// What a verb is about: a job by its number, or the copy to a destination.
@@ -143,10 +183,9 @@ impl Context {
             #[cfg(feature = "peer")]
             peer_options: blockferry::region::PeerOptions::default()
                 .with_compression(common.peer.compression == Compression::Auto),
-            #[cfg(feature = "peer")]
-            peer_words: common.peer.words(),
-            #[cfg(not(feature = "peer"))]
-            peer_words: Vec::new(),
+            #[cfg(feature = "encrypt")]
+            keyring: common.keys.open()?,
+            file_words: common.file_words(),
         })
     }
 
@@ -156,7 +195,7 @@ impl Context {
         if self.given {
             line.push_str(&format!(" --state-dir {}", quoted(&shown(&self.state_dir))));
         }
-        for word in &self.peer_words {
+        for word in &self.file_words {
             line.push(' ');
             line.push_str(&quoted(word));
         }
@@ -177,7 +216,7 @@ impl Context {
     /// The region that an endpoint names.
     pub(crate) async fn open(&self, endpoint: &Endpoint) -> Result<Arc<dyn Region>> {
         match Location::of_endpoint(endpoint)? {
-            Location::Dir { root, .. } => Ok(Arc::new(DirRegion::open_root(root)?)),
+            Location::Dir { root, .. } => Ok(Arc::new(self.dir_region(&root)?)),
             Location::File(path) => FileRegion::open_path(path, &self.state_dir),
             #[cfg(feature = "object")]
             Location::PlainObject(address) => self.plain_object(&address),
@@ -208,6 +247,16 @@ impl Context {
         use blockferry::store::S3Options;
         let options = S3Options::default();
         Ok(Arc::new(PlainObjectRegion::open(address, &options, &self.state_dir)?))
+    }
+
+    /// A directory region, with the keys that were given.
+    pub(crate) fn dir_region(&self, root: &str) -> Result<DirRegion> {
+        let region = DirRegion::open_root(root)?;
+        #[cfg(feature = "encrypt")]
+        if let Some(keyring) = &self.keyring {
+            return Ok(region.with_keys(Arc::new(keyring.clone())));
+        }
+        Ok(region)
     }
 
     #[cfg(feature = "peer")]
@@ -241,7 +290,7 @@ impl Context {
             other => other,
         };
         let region: Arc<dyn Region> = match &location {
-            RegionLocation::Dir(root) => Arc::new(DirRegion::open_root(root)?),
+            RegionLocation::Dir(root) => Arc::new(self.dir_region(root)?),
             RegionLocation::Files(path) if Path::new(path).is_dir() => FileRegion::in_folder(path)?,
             // A block device, or one file: the jobs that write to it.
             RegionLocation::Files(path) => FileRegion::open_path(path, &self.state_dir)?,

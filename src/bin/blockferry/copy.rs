@@ -20,8 +20,9 @@ Examples:
   blockferry copy disk.raw dir:///srv/region-a/disk-1 --token order-4711 --json
   blockferry copy disk-v2.raw dir:///srv/region-a/disk-2 --base disk-1
 
-The image appears at the destination whole, and durable, or not at all. Ctrl-C suspends the
-copy and prints how to go on; from elsewhere, `blockferry cancel DST` cancels it.";
+A copy of an encrypted image is encrypted under the same key, unless --encrypt or --decrypt says
+otherwise. The image appears at the destination whole, and durable, or not at all. Ctrl-C suspends
+the copy and prints how to go on; from elsewhere, `blockferry cancel DST` cancels it.";
 
 /// Copy an image
 #[derive(Debug, clap::Args)]
@@ -52,6 +53,14 @@ pub(crate) struct Args {
     /// over there, and does not travel. Its id, or where it is
     #[arg(long, value_name = "IMAGE")]
     base: Option<String>,
+    /// Encrypt the new image where it lies, under that key of --keyring
+    #[cfg(feature = "encrypt")]
+    #[arg(long, value_name = "KEY-ID")]
+    encrypt: Option<String>,
+    /// Put the new image in clear although the source is encrypted where it lies
+    #[cfg(feature = "encrypt")]
+    #[arg(long, conflicts_with = "encrypt")]
+    decrypt: bool,
     /// An attribute of the new image; may be repeated
     #[arg(long = "attribute", value_name = "K=V")]
     attributes: Vec<String>,
@@ -114,6 +123,16 @@ fn options_of(args: &Args, target: &Endpoint) -> Result<CopyOptions> {
     }
     if let Some(base) = &args.base {
         options = options.with_base(base_of(base, target)?);
+    }
+    #[cfg(feature = "encrypt")]
+    {
+        use blockferry::options::Encryption;
+        let encryption = match (&args.encrypt, args.decrypt) {
+            (Some(key), _) => Encryption::Key(key.parse()?),
+            (None, true) => Encryption::Plain,
+            (None, false) => Encryption::Keep,
+        };
+        options = options.with_encryption(encryption);
     }
     for attribute in &args.attributes {
         let (key, value) = attribute.split_once('=').ok_or_else(|| {

@@ -13,6 +13,8 @@ mod digest;
 mod follow;
 mod forget;
 mod jobs;
+#[cfg(feature = "encrypt")]
+mod keyring;
 mod limit;
 mod out;
 mod output;
@@ -21,6 +23,8 @@ mod probe;
 mod progress;
 mod recover;
 mod resume;
+#[cfg(feature = "encrypt")]
+mod rewrap;
 mod scan;
 #[cfg(feature = "peer")]
 mod serve;
@@ -83,6 +87,10 @@ enum Verb {
     Recover(recover::Args),
     #[cfg(feature = "object")]
     Probe(probe::Args),
+    #[cfg(feature = "encrypt")]
+    Keyring(keyring::Args),
+    #[cfg(feature = "encrypt")]
+    Rewrap(rewrap::Args),
     #[cfg(feature = "peer")]
     Serve(serve::Args),
     #[cfg(feature = "peer")]
@@ -110,6 +118,10 @@ impl Verb {
             Self::Recover(args) => (args.common.json, Shape::Recover),
             #[cfg(feature = "object")]
             Self::Probe(args) => (args.json, Shape::Probe),
+            #[cfg(feature = "encrypt")]
+            Self::Keyring(args) => (args.json, Shape::Keyring),
+            #[cfg(feature = "encrypt")]
+            Self::Rewrap(args) => (args.common.json, Shape::Rewrap),
             #[cfg(feature = "peer")]
             Self::Serve(args) => (args.json, Shape::Serve),
             #[cfg(feature = "peer")]
@@ -147,6 +159,10 @@ impl Verb {
             Self::Recover(args) => Box::pin(recover::run(args)).await,
             #[cfg(feature = "object")]
             Self::Probe(args) => Box::pin(probe::run(args)).await,
+            #[cfg(feature = "encrypt")]
+            Self::Keyring(args) => keyring::run(&args),
+            #[cfg(feature = "encrypt")]
+            Self::Rewrap(args) => Box::pin(rewrap::run(args)).await,
             #[cfg(feature = "peer")]
             Self::Serve(args) => Box::pin(serve::run(args)).await,
             #[cfg(feature = "peer")]

@@ -45,6 +45,10 @@ pub(crate) enum Shape {
     Recover,
     #[cfg(feature = "object")]
     Probe,
+    #[cfg(feature = "encrypt")]
+    Keyring,
+    #[cfg(feature = "encrypt")]
+    Rewrap,
     #[cfg(feature = "peer")]
     Serve,
     #[cfg(feature = "peer")]
@@ -65,6 +69,10 @@ impl Shape {
             "recover" => Self::Recover,
             #[cfg(feature = "object")]
             "probe" => Self::Probe,
+            #[cfg(feature = "encrypt")]
+            "keyring" => Self::Keyring,
+            #[cfg(feature = "encrypt")]
+            "rewrap" => Self::Rewrap,
             #[cfg(feature = "peer")]
             "serve" => Self::Serve,
             #[cfg(feature = "peer")]
@@ -93,6 +101,10 @@ impl Shape {
             Self::Recover => object(json!({"recovered": []})),
             #[cfg(feature = "object")]
             Self::Probe => object(json!({"location": null, "fencing": null, "proven": {}})),
+            #[cfg(feature = "encrypt")]
+            Self::Keyring => object(json!({"keyring": null, "keys": []})),
+            #[cfg(feature = "encrypt")]
+            Self::Rewrap => object(json!({"image": null, "from": null, "to": null})),
             #[cfg(feature = "peer")]
             Self::Serve => object(json!({"listening": null, "ended": true})),
             #[cfg(feature = "peer")]
@@ -278,7 +290,9 @@ pub(crate) fn report_copy(job: &Job, outcome: &JobOutcome, elapsed: std::time::D
     };
     let account = Account { job: Some(job.id().to_string()), outcome: name_of(outcome), ..base };
     let mut fields = account.fields();
-    let ends = json!({"source": spec.source.to_string(), "destination": spec.target.to_string()});
+    let key = spec.key.as_ref().map(ToString::to_string);
+    let (source, destination) = (spec.source.to_string(), spec.target.to_string());
+    let ends = json!({"source": source, "destination": destination, "key": key});
     match outcome {
         JobOutcome::Committed(receipt) => {
             let verified = &receipt.verified;

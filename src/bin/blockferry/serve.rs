@@ -60,6 +60,10 @@ pub(crate) struct Args {
     /// Who may do what
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// The keyring of encrypted images: others are sent their bytes in clear, over TLS
+    #[cfg(feature = "encrypt")]
+    #[arg(long, value_name = "FILE")]
+    keyring: Option<PathBuf>,
     /// Print one JSON object on a line when it listens, and one when it has ended
     #[arg(long)]
     pub(crate) json: bool,
@@ -79,6 +83,11 @@ pub(crate) async fn run(args: Args) -> Result<Report> {
         let dir = std::fs::canonicalize(dir)
             .map_err(|error| Error::io("serve a region", error).within(dir.to_owned()))?;
         let region = DirRegion::open_root(dir)?;
+        #[cfg(feature = "encrypt")]
+        let region = match &args.keyring {
+            Some(file) => region.with_keys(Arc::new(blockferry::keys::FileKeyring::open(file)?)),
+            None => region,
+        };
         // What an earlier server left undecided is kept; what was decided is finished.
         region.recover(None).await?;
         regions.push((name.as_str().parse()?, Arc::new(region)));

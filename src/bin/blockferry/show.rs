@@ -58,6 +58,7 @@ fn fields(info: &JobInfo) -> Value {
             "bytes_per_sec": info.limits.bytes_per_sec,
             "ops_per_sec": info.limits.ops_per_sec,
         },
+        "key": spec.key.as_ref().map(ToString::to_string),
         "destructive": spec.destructive,
         "base": spec.base.as_ref().map(ToString::to_string),
         "has_token": spec.token.is_some(),
@@ -73,7 +74,7 @@ fn fields(info: &JobInfo) -> Value {
 
 fn receipt_value(receipt: &Receipt) -> Value {
     json!({
-        "root": receipt.root.to_string(),
+        "root": root_of(receipt),
         "data_bytes": receipt.data_bytes,
         "zero_bytes": receipt.zero_bytes,
         "read_bytes": receipt.read_bytes,
@@ -85,6 +86,11 @@ fn receipt_value(receipt: &Receipt) -> Value {
         "rewritten_chunks": receipt.verified.rewritten_chunks,
         "warnings": receipt.warnings,
     })
+}
+
+/// That of an encrypted image is known to those alone who have its key.
+fn root_of(receipt: &Receipt) -> Option<String> {
+    (receipt.root.as_bytes() != &[0; 32]).then(|| receipt.root.to_string())
 }
 
 fn lines(info: &JobInfo) -> Vec<String> {
@@ -105,6 +111,7 @@ fn lines(info: &JobInfo) -> Vec<String> {
     if let Some(rate) = info.limits.bytes_per_sec {
         lines.push(row("rate", format!("at most {}/s", HumanBytes(rate.get()))));
     }
+    lines.extend(spec.key.iter().map(|key| row("key", key.to_string())));
     let attributes = spec.attributes.iter();
     lines.extend(attributes.map(|(key, value)| row("attribute", format!("{key}={value}"))));
     if let Some(progress) = &info.progress {
@@ -113,7 +120,8 @@ fn lines(info: &JobInfo) -> Vec<String> {
         lines.push(row("progress", told));
     }
     if let Some(receipt) = &info.receipt {
-        lines.push(row("root", receipt.root.to_string()));
+        let hidden = || "known to those who have its key: give --keyring".to_owned();
+        lines.push(row("root", root_of(receipt).unwrap_or_else(hidden)));
         let (data, zero) = (HumanBytes(receipt.data_bytes), HumanBytes(receipt.zero_bytes));
         lines.push(row("content", format!("{data} data, {zero} zeros")));
     }
