@@ -4,11 +4,14 @@
 //! |---|---|
 //! | `random` | random bytes, with the default checkpoints |
 //! | `one checkpoint` | the same, recorded by a single checkpoint at the end |
+//! | `encrypted` | the same, encrypted where it lies (feature `encrypt`) |
+//! | `in clear` | the same as `random`, in turns with `encrypted` |
 //! | `sparse` | an eighth random bytes, the rest holes |
 //!
 //! These names are stable: others read `criterion/copy/<case>/new/estimates.json` below the target
 //! folder. `random` and `one checkpoint` are copied in turns, whichever of them is being timed, so
-//! that their ratio is what checkpoints cost and not what the disk did meanwhile.
+//! that their ratio is what checkpoints cost and not what the disk did meanwhile; so are `encrypted`
+//! and `in clear`.
 //!
 //! The image has `BLOCKFERRY_BENCH_MIB` MiB (1024; once, to see that it works, 16). A checkpoint is
 //! due every 256 MiB, so that smaller images say nothing of its cost. Figures of one run compare
@@ -45,9 +48,11 @@ const MIB: u64 = 1 << 20;
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Clone, Copy)]
-enum Checkpoints {
+enum Kind {
     Default,
-    One,
+    OneCheckpoint,
+    #[cfg(feature = "encrypt")]
+    Encrypted,
 }
 
 struct Case {
@@ -55,33 +60,40 @@ struct Case {
     region: Arc<DirRegion>,
     source: Endpoint,
     target: Endpoint,
+    options: CopyOptions,
 }
 
 impl Case {
     /// In a folder of its own.
-    async fn new(folder: &Path, source: &Path, checkpoints: Checkpoints) -> Result<Self> {
+    async fn new(folder: &Path, source: &Path, kind: Kind) -> Result<Self> {
         let (root, state_dir) = (folder.join("region"), folder.join("state"));
         std::fs::create_dir_all(&root).unwrap();
         let options = EngineOptions::new(&state_dir);
-        let engine = Engine::open(match checkpoints {
-            Checkpoints::Default => options,
-            Checkpoints::One => options.with_checkpoint(u64::MAX / 4, NEVER),
+        let engine = Engine::open(match kind {
+            Kind::OneCheckpoint => options.with_checkpoint(u64::MAX / 4, NEVER),
+            _ => options,
         });
         let engine = engine.await?;
         let (from, to) = (RegionName::try_from("file")?, RegionName::try_from("region")?);
-        let region = Arc::new(DirRegion::open_root(&root)?);
+        let (region, options) = (DirRegion::open_root(&root)?, CopyOptions::new());
+        #[cfg(feature = "encrypt")]
+        let (region, options) = match kind {
+            Kind::Encrypted => encrypted(region, options)?,
+            _ => (region, options),
+        };
+        let region = Arc::new(region);
         engine.register(from.clone(), FileRegion::open_path(source, &state_dir)?).await?;
         engine.register(to.clone(), region.clone()).await?;
         let image = ImageId::try_from("image")?;
         let (source, target) = (Endpoint::new(from, image.clone()), Endpoint::new(to, image));
-        Ok(Self { engine, region, source, target })
+        Ok(Self { engine, region, source, target, options })
     }
 
     /// One copy, from the request to the acknowledged commit.
     async fn copy(&self) -> Result<(Arc<Receipt>, Duration)> {
         let began = Instant::now();
         let (source, target) = (self.source.clone(), self.target.clone());
-        let request = CopyRequest::new(source, target, CopyOptions::new());
+        let request = CopyRequest::new(source, target, self.options.clone());
         let outcome = self.engine.copy(request).await?.wait().await;
         let elapsed = began.elapsed();
         let JobOutcome::Committed(receipt) = outcome else { panic!("{outcome:?}") };
@@ -124,6 +136,16 @@ impl Case {
     }
 }
 
+/// Whatever is copied there is encrypted, under a key in memory.
+#[cfg(feature = "encrypt")]
+fn encrypted(region: DirRegion, options: CopyOptions) -> Result<(DirRegion, CopyOptions)> {
+    let keys = blockferry::keys::MemoryKeyring::new();
+    let key = blockferry::id::KeyId::try_from("key")?;
+    keys.add(&key)?;
+    let encryption = blockferry::options::Encryption::Key(key);
+    Ok((region.with_keys(Arc::new(keys)), options.with_encryption(encryption)))
+}
+
 /// An image of which every `data_every`th MiB is random and the rest holes.
 fn image(path: &Path, mib: u64, data_every: u64) {
     let file = File::create(path).unwrap();
@@ -138,23 +160,25 @@ fn image(path: &Path, mib: u64, data_every: u64) {
     file.sync_all().unwrap();
 }
 
-/// The same copy with the default checkpoints and with one, in turns.
+/// The same copy in two ways, in turns.
 struct Pair {
+    names: [&'static str; 2],
     cases: [Case; 2],
     turn: usize,
     ratios: Vec<f64>,
 }
 
 impl Pair {
-    const NAMES: [&str; 2] = ["random", "one checkpoint"];
-
-    async fn new(folder: &Path, source: &Path) -> Result<Self> {
-        let [default, one] = Self::NAMES.map(|name| folder.join(name));
-        let default = Case::new(&default, source, Checkpoints::Default).await?;
-        let one = Case::new(&one, source, Checkpoints::One).await?;
-        default.check(source).await?;
-        one.check(source).await?;
-        Ok(Self { cases: [default, one], turn: 0, ratios: Vec::new() })
+    async fn new(folder: &Path, source: &Path, ways: [(&'static str, Kind); 2]) -> Result<Self> {
+        let [(one, one_kind), (other, other_kind)] = ways;
+        let cases = [
+            Case::new(&folder.join(one), source, one_kind).await?,
+            Case::new(&folder.join(other), source, other_kind).await?,
+        ];
+        for case in &cases {
+            case.check(source).await?;
+        }
+        Ok(Self { names: [one, other], cases, turn: 0, ratios: Vec::new() })
     }
 
     /// The time of either, which of them goes first taking turns too.
@@ -172,7 +196,8 @@ impl Pair {
         self.ratios.sort_by(f64::total_cmp);
         if let Some(median) = self.ratios.get(self.ratios.len() / 2) {
             let count = self.ratios.len();
-            println!("copy/random : copy/one checkpoint = {median:.3}, median of {count} pairs\n");
+            let [one, other] = self.names;
+            println!("copy/{one} : copy/{other} = {median:.3}, median of {count} pairs\n");
         }
     }
 }
@@ -188,23 +213,30 @@ fn copies(bench: &mut Criterion) {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let source = folder.path().join("source.raw");
     image(&source, mib, 1);
-    let mut pair = runtime.block_on(Pair::new(folder.path(), &source)).unwrap();
-    for (at, name) in Pair::NAMES.into_iter().enumerate() {
-        group.bench_function(name, |timer| {
-            timer.iter_custom(|rounds| {
-                (0..rounds).map(|_| runtime.block_on(pair.round()).unwrap()[at]).sum()
+    let checkpoints = [("random", Kind::Default), ("one checkpoint", Kind::OneCheckpoint)];
+    #[cfg(not(feature = "encrypt"))]
+    let pairs = [checkpoints];
+    #[cfg(feature = "encrypt")]
+    let pairs = [checkpoints, [("encrypted", Kind::Encrypted), ("in clear", Kind::Default)]];
+    for ways in pairs {
+        let mut pair = runtime.block_on(Pair::new(folder.path(), &source, ways)).unwrap();
+        for (at, name) in pair.names.into_iter().enumerate() {
+            group.bench_function(name, |timer| {
+                timer.iter_custom(|rounds| {
+                    (0..rounds).map(|_| runtime.block_on(pair.round()).unwrap()[at]).sum()
+                });
             });
-        });
+        }
+        if !smoke::is_smoke() {
+            pair.tell_ratio();
+        }
     }
-    if !smoke::is_smoke() {
-        pair.tell_ratio();
-    }
-    drop((pair, folder));
+    drop(folder);
 
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let source = folder.path().join("source.raw");
     image(&source, mib, 8);
-    let case = Case::new(folder.path(), &source, Checkpoints::Default);
+    let case = Case::new(folder.path(), &source, Kind::Default);
     let case = runtime.block_on(case).unwrap();
     runtime.block_on(case.check(&source)).unwrap();
     group.bench_function("sparse", |timer| {

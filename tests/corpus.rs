@@ -1,7 +1,14 @@
 //! Every file of every corpus through the body that a fuzzer runs, cut at every place, under an
 //! allocator that counts.
-// The corpora of the chunk protocol, of object stores and of clouds are among them.
-#![cfg(all(feature = "testing", feature = "peer", feature = "object", feature = "clouds"))]
+// The corpora of the chunk protocol, of object stores, of clouds and of encrypted images are among
+// them.
+#![cfg(all(
+    feature = "testing",
+    feature = "peer",
+    feature = "object",
+    feature = "clouds",
+    feature = "encrypt"
+))]
 #![expect(clippy::print_stdout, reason = "names the file that fails, and tells figures")]
 
 mod heap;

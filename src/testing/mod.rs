@@ -2,6 +2,8 @@
 //!
 //! Feature `testing`. A region is done when [`conformance`] passes on it.
 
+#[cfg(feature = "encrypt")]
+mod cells;
 mod endings;
 pub mod fuzz;
 #[cfg(feature = "peer")]
@@ -29,6 +31,8 @@ use crate::region::{Outcome, Region, Restored, Source, Target, Vote};
 use crate::seal::{Seal, digest_of, is_zero, seal};
 
 pub use crate::disk::sim::{Action, Entered, Failure, Faults, Process, Rng, Simulation};
+#[cfg(feature = "encrypt")]
+pub use cells::Cells;
 pub use hooked::{Hook, Hooked, Point, When};
 pub use taker::Taker;
 

@@ -14,6 +14,8 @@ mod cli;
 mod clouds;
 mod conformance;
 mod delta;
+mod encrypt;
+mod encrypt_cli;
 #[cfg(feature = "object")]
 mod headcas;
 mod journal;

@@ -7,6 +7,8 @@
 
 #[cfg(feature = "clouds")]
 mod cloud;
+#[cfg(feature = "encrypt")]
+mod encrypted;
 mod image_path;
 mod journal;
 mod manifest;
@@ -55,6 +57,14 @@ pub const BODIES: &[Body] = &[
         window: |len| (64 << 10) + 64 * len,
         seeds: cloud::seeds,
     },
+    // The cell, the record, and each once more.
+    #[cfg(feature = "encrypt")]
+    Body {
+        name: "encrypted_chunk",
+        run: encrypted::check_chunk,
+        window: |len| (512 << 10) + 8 * len,
+        seeds: encrypted::chunk_seeds,
+    },
     // One frame at its longest, in pieces and whole, and as often decoded.
     #[cfg(feature = "peer")]
     Body {
@@ -83,6 +93,20 @@ pub const BODIES: &[Body] = &[
         seeds: record::seeds,
     },
     Body { name: "journal", run: journal::check, window: journal::window, seeds: journal::seeds },
+    #[cfg(feature = "encrypt")]
+    Body {
+        name: "key_file",
+        run: encrypted::check_key_file,
+        window: |len| (32 << 10) + 4 * len,
+        seeds: encrypted::key_file_seeds,
+    },
+    #[cfg(feature = "encrypt")]
+    Body {
+        name: "keyring",
+        run: encrypted::check_keyring,
+        window: |len| (16 << 10) + 16 * len,
+        seeds: encrypted::keyring_seeds,
+    },
     #[cfg(feature = "object")]
     Body {
         name: "listing",

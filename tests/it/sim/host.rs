@@ -14,7 +14,7 @@ use blockferry::geometry::ChunkSize;
 use blockferry::id::{ImageId, JobId};
 use blockferry::location::FILE_IMAGE;
 use blockferry::manifest::Manifest;
-use blockferry::options::{CopyOptions, EngineOptions, Verify};
+use blockferry::options::{CopyOptions, Encryption, EngineOptions, Verify};
 use blockferry::region::{DirRegion, FileRegion, Located, MemoryRegion, Region};
 use blockferry::testing::{Entered, Process, Rng, Simulation};
 
@@ -122,7 +122,10 @@ impl Host {
         let engine = Engine::open(options).await?;
         let file = |path| FileRegion::open_path(process.path(path), process.path("state"));
         let folder = |path| -> blockferry::Result<Arc<dyn Region>> {
-            Ok(Arc::new(DirRegion::open_root(process.path(path))?))
+            let dir = DirRegion::open_root(process.path(path))?;
+            #[cfg(feature = "encrypt")]
+            let dir = dir.with_keys(super::encrypted::keys());
+            Ok(Arc::new(dir))
         };
         engine.register(region("s"), file(SOURCE)?).await?;
         engine.register(region("a"), folder("a")?).await?;
@@ -146,6 +149,11 @@ impl Host {
         let file =
             |of| self.sim.read(&format!("b/{name}/{of}")).ok_or(format!("b/{name}: no {of}"));
         let (bytes, manifest) = (file("data")?, file("manifest")?);
+        #[cfg(feature = "encrypt")]
+        if manifest.starts_with(b"BFMANIC") {
+            let files = [bytes, manifest, file("records")?, file("key")?];
+            return super::encrypted::visible(name, files).map(Some);
+        }
         let manifest = Manifest::decode_from(&mut &manifest[..])
             .map_err(|error| format!("b/{name}: its manifest: {error}"))?;
         if manifest.geometry().image_bytes() != u64::try_from(bytes.len()).unwrap() {
@@ -225,6 +233,11 @@ pub(crate) struct Visible {
 
 pub(crate) fn options() -> CopyOptions {
     CopyOptions::new().with_chunk_size(ChunkSize::from_bytes(64 * KIB).unwrap())
+}
+
+/// With the copy encrypted where it lies.
+pub(crate) fn encrypted(options: CopyOptions) -> CopyOptions {
+    options.with_encryption(Encryption::Key("key".parse().unwrap()))
 }
 
 pub(crate) fn verified(verify: bool) -> CopyOptions {

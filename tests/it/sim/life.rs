@@ -10,7 +10,8 @@ use blockferry::testing::{Action, Failure, Faults, Rng};
 use tokio::time::{sleep, timeout};
 
 use super::host::{
-    AGES, DESTINATIONS, Daemon, Host, TARGETS, bytes_of, in_simulation, panics, request, verified,
+    AGES, DESTINATIONS, Daemon, Host, TARGETS, bytes_of, encrypted, in_simulation, panics, request,
+    verified,
 };
 use super::oracle::Oracle;
 use super::settle::{all_ended, settle, told};
@@ -32,6 +33,8 @@ pub(crate) struct Case {
     pub(crate) share: bool,
     pub(crate) often: bool,
     pub(crate) verify: bool,
+    /// Images in folders are encrypted.
+    pub(crate) encrypted: bool,
     /// Pages of room, if it is scarce.
     pub(crate) room: Option<u64>,
     pub(crate) faults: Faults,
@@ -104,6 +107,7 @@ impl Case {
             share: rng.chance(3, 4),
             often: rng.chance(1, 2),
             verify,
+            encrypted: false,
             room: rng.chance(1, 8).then(|| 20 + rng.below(150)),
             faults,
             steps: Vec::new(),
@@ -117,6 +121,8 @@ impl Case {
                 case.steps.push(Step::Wait { ms: rng.pick(&[0, 1, 20, 100, 700, 5000]).unwrap() });
             }
         }
+        // Last, so that all else is as it was drawn before there was encryption.
+        case.encrypted = cfg!(feature = "encrypt") && rng.chance(1, 4);
         case
     }
 
@@ -362,6 +368,9 @@ async fn ask(daemon: Daemon, oracle: Arc<Mutex<Oracle>>, step: Step, case: Case)
             }
             if let Some(token) = token {
                 options = options.with_token(format!("{token}-{to}-{slow}"));
+            }
+            if case.encrypted && DESTINATIONS[to].starts_with("b/") {
+                options = encrypted(options);
             }
             if let Ok(job) = engine.copy(request(from, DESTINATIONS[to], options)).await {
                 tell(&|oracle| oracle.was_started(job.id(), to));

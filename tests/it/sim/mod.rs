@@ -1,5 +1,7 @@
 //! The engine on a simulated host: random lives, and one fault at every call.
 
+#[cfg(feature = "encrypt")]
+mod encrypted;
 mod host;
 mod life;
 mod oracle;

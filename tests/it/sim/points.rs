@@ -71,6 +71,9 @@ enum Scenario {
     Copy,
     /// An image with a hole in its middle.
     Sparse,
+    /// An image that is encrypted where it lies.
+    #[cfg(feature = "encrypt")]
+    Encrypted,
     /// To a plain file, whose commit moves the bytes themselves.
     Commit,
     /// To a region that has no files, so that several chunks are under way at once.
@@ -83,9 +86,11 @@ enum Scenario {
     Recover,
 }
 
-const SCENARIOS: [Scenario; 7] = [
+const SCENARIOS: &[Scenario] = &[
     Scenario::Copy,
     Scenario::Sparse,
+    #[cfg(feature = "encrypt")]
+    Scenario::Encrypted,
     Scenario::Commit,
     Scenario::Remote,
     Scenario::Resume,
@@ -214,6 +219,11 @@ impl Stage {
             (_, None) => {
                 // Where several chunks are under way, most of them are to wait for their turn.
                 let options = if destination == MEMORY { slow() } else { options() };
+                #[cfg(feature = "encrypt")]
+                let options = match self.scenario {
+                    Scenario::Encrypted => super::host::encrypted(options),
+                    _ => options,
+                };
                 daemon.engine.copy(request("s/image", DESTINATIONS[destination], options)).await
             }
         };
@@ -418,7 +428,7 @@ fn told(what: &str, counts: &BTreeMap<String, usize>) {
 #[test]
 fn a_crash_or_a_failure_at_any_call_breaks_no_promise() {
     let mut points = Vec::new();
-    for scenario in SCENARIOS {
+    for &scenario in SCENARIOS {
         for call in 0..calls_of(scenario).0 {
             for action in KILLS.into_iter().chain(POWER).chain(FAILURES) {
                 points.push((scenario, Doing::At(call, action)));
@@ -432,7 +442,7 @@ fn a_crash_or_a_failure_at_any_call_breaks_no_promise() {
 #[test]
 fn a_cancel_or_a_drop_at_any_call_breaks_no_promise() {
     let mut points = Vec::new();
-    for scenario in SCENARIOS {
+    for &scenario in SCENARIOS {
         for call in 0..calls_of(scenario).0 {
             for hold in HOLDS {
                 points.push((scenario, Doing::CancelAt(call, hold)));
@@ -449,7 +459,7 @@ fn a_cancel_or_a_drop_at_any_call_breaks_no_promise() {
 #[test]
 fn a_rival_or_a_stranger_at_any_call_breaks_no_promise() {
     let mut points = Vec::new();
-    for scenario in SCENARIOS {
+    for &scenario in SCENARIOS {
         for call in 0..calls_of(scenario).0 {
             points.extend(HOLDS.map(|hold| (scenario, Doing::RivalAt(call, hold))));
             if scenario.destination() == FILE {
