@@ -6,6 +6,7 @@
 //! | [`operating`] | those who run it: folders, modes, crashes, cancel, limits, memory, exit codes |
 //! | [`clouds`] | those who put it behind a cloud's API: configuration, calls, states, followers, what strangers can do |
 //! | [`formats`] | those who read its bytes: journal, manifest, job record, digests |
+//! | [`encryption`] | those who encrypt images at rest: keys, bytes, what is protected and what is not |
 //! | [`protocol`] | those who write, or watch, the other side of a peer copy: every byte on the wire, every state |
 //! | [`performance`] | those who ask how fast it is, and why it works as it does: figures, what was tried, what was dropped |
 //! | [`testing`] | those who ask why any of this should be believed: what is tried, how often, and what is not |
@@ -17,6 +18,8 @@ pub mod architecture {}
 #[cfg(feature = "clouds")]
 #[doc = include_str!("clouds.md")]
 pub mod clouds {}
+#[doc = include_str!("encryption.md")]
+pub mod encryption {}
 
 #[doc = include_str!("formats.md")]
 pub mod formats {}
