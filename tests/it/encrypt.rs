@@ -749,7 +749,7 @@ async fn staged_cells_that_do_not_decrypt_do_not_verify() {
     let file = fs::OpenOptions::new().write(true).open(&data).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &[0], 5).unwrap();
     assert!(target.read_back(range).await.unwrap().is_empty(), "it does not verify");
-    drop(written);
+    assert_eq!(written.run().count, 1);
     let refused: Option<Error> = target.read_back(ByteRange::new(64 * KIB, 10)).await.err();
     assert!(refused.is_none(), "what was never written reads as zeros");
 }

@@ -1,6 +1,5 @@
 //! Encrypted images on the command line, checked with tools of others: `cmp`, `b3sum`, `kill -9`.
 #![cfg(all(feature = "cli", feature = "encrypt"))]
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail their test")]
 
 use std::fs;
 use std::io::{BufRead, BufReader};
