@@ -407,6 +407,10 @@ mod tests {
                     for other in 0..2 {
                         let mut spliced = moved(ours, ours);
                         spliced.cells[cell] = theirs.cells[other].clone();
+                        if spliced.cells[cell] == ours.cells[cell] {
+                            // The same salt and text encrypt alike; the tag tells the attempts apart.
+                            continue;
+                        }
                         assert!(refusal(opened(&cipher(), &spliced)), "cell {other} {why} {cell}");
                     }
                 }

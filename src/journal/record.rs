@@ -679,7 +679,7 @@ mod tests {
         assert_eq!(alone(&torn).unwrap(), None);
         assert_eq!(alone(&[]).unwrap(), None);
         let mut newer = whole;
-        newer[4] = 2;
+        newer[4] = 3;
         assert_eq!(alone(&newer).unwrap_err().kind(), ErrorKind::Unsupported);
         // Sealed for this job, and about another.
         let mut strange = header();
