@@ -440,8 +440,8 @@ pub(crate) mod tests {
         let mut bytes = out.finish();
         // Before the count of attributes (2) and the time (8).
         let destructive = bytes.len() - 11;
-        assert_eq!(std::mem::replace(&mut bytes[destructive], 4), 0);
-        assert!(JobSpec::decode(&mut Decoder::new(&bytes, "test")).is_err(), "a flag of 4");
+        assert_eq!(std::mem::replace(&mut bytes[destructive], 8), 0);
+        assert!(JobSpec::decode(&mut Decoder::new(&bytes, "test")).is_err(), "a flag of 8");
     }
 
     #[test]

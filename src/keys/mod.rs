@@ -2,7 +2,7 @@
 
 mod file;
 mod memory;
-mod ring;
+pub(crate) mod ring;
 
 use std::fmt;
 use std::future::Future;
