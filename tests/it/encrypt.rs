@@ -90,13 +90,17 @@ fn secrets(bytes: &[u8], digests: impl IntoIterator<Item = Digest>) -> Vec<Vec<u
 
 #[track_caller]
 fn assert_none_in(folders: &[PathBuf], secrets: &[Vec<u8>]) {
+    // One pass over a file, however many secrets there are.
+    let start = |bytes: &[u8]| usize::from(u16::from_le_bytes([bytes[0], bytes[1]]));
+    let mut by_start = vec![Vec::new(); 1 << 16];
+    secrets.iter().for_each(|secret| by_start[start(secret)].push(secret));
     let mut looked = 0;
     for file in folders.iter().flat_map(|folder| below(folder).unwrap()) {
         let Ok(bytes) = fs::read(&file) else { continue };
         looked += 1;
-        for secret in secrets {
-            let found = bytes.windows(secret.len()).position(|window| window == secret);
-            assert_eq!(found, None, "{file:?} tells {:?}", String::from_utf8_lossy(secret));
+        for (at, pair) in bytes.windows(2).enumerate() {
+            let told = by_start[start(pair)].iter().find(|secret| bytes[at..].starts_with(secret));
+            assert_eq!(told, None, "{file:?} tells a secret at byte {at}");
         }
     }
     assert!(looked > 0, "nothing was looked at in {folders:?}");
@@ -180,7 +184,10 @@ impl Region for Keyed {
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.0.capabilities()
+        let mut all = self.0.capabilities();
+        // A region of nothing but encrypted images has no base to give.
+        all.takes_base = false;
+        all
     }
 
     fn open<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<Arc<dyn Source>>> {
@@ -231,7 +238,11 @@ impl Region for Keyed {
         &self,
         only: Option<blockferry::id::JobId>,
     ) -> BoxFuture<'_, Result<Vec<Recovered>>> {
-        self.0.recover(only)
+        let clear = |mut told: Recovered| {
+            told.spec.iter_mut().for_each(|spec| spec.key = None);
+            told
+        };
+        Box::pin(async move { Ok(self.0.recover(only).await?.into_iter().map(clear).collect()) })
     }
 }
 
@@ -344,6 +355,84 @@ async fn a_sparse_image_stays_sparse() {
         let sizes = files.map(|file| allocated(&file).unwrap());
         assert!(sizes[0] <= 256 * KIB && sizes[1] <= 64 * KIB, "{sizes:?} bytes are allocated");
     }
+}
+
+// ---- Bases ----
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_base_lends_to_an_encrypted_image_and_none_that_is_encrypted_lends() {
+    let (world, keys) = (World::in_memory(), keys());
+    let engine = engine(&world, &keys).await;
+    world.m.insert(&image("raw"), marked(900 * KIB));
+    for (to, how) in [("b/plain", small()), ("b/locked", under("k1")), ("a/locked", under("k1"))] {
+        committed(ended(&engine.copy(request("m/raw", to, how)).await.unwrap()).await);
+    }
+    // Also under the key of the base, and where nobody asks for a key and the source has one.
+    for (from, base, how) in [
+        ("m/raw", "plain", under("k1")),
+        ("m/raw", "locked", small()),
+        ("m/raw", "locked", under("k1")),
+        ("m/raw", "locked", under("k2")),
+        ("a/locked", "plain", small()),
+        ("a/locked", "locked", small()),
+        ("a/locked", "locked", small().with_encryption(Encryption::Plain)),
+    ] {
+        let refused = engine.copy(request(from, "b/new", how.with_base(image(base)))).await;
+        assert_eq!(kind(refused), Some(ErrorKind::Unsupported), "{base} lends to {from}");
+        assert!(world.leftovers("b").is_empty(), "nothing is staged");
+    }
+    // What is to lie in clear may take over from what lies in clear.
+    let plain = small().with_encryption(Encryption::Plain).with_base(image("plain"));
+    let receipt =
+        committed(ended(&engine.copy(request("a/locked", "b/new", plain)).await.unwrap()).await);
+    assert!(fs::read(world.data_of("b", "new")).unwrap() == marked(900 * KIB));
+    assert_eq!((receipt.read_bytes, receipt.reused_bytes), (0, receipt.data_bytes));
+}
+
+/// A region is asked by others than the engine.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stage_that_is_to_be_encrypted_refuses_a_base_by_itself() {
+    let (world, keys) = (World::in_memory(), keys());
+    let engine = engine(&world, &keys).await;
+    world.m.insert(&image("raw"), marked(200 * KIB));
+    for (to, how) in [("b/plain", small()), ("b/locked", under("k1"))] {
+        committed(ended(&engine.copy(request("m/raw", to, how)).await.unwrap()).await);
+    }
+    let job = engine.copy(request("m/raw", "b/other", under("k1"))).await.unwrap();
+    committed(ended(&job).await);
+    let dir = keyed(&world, "b", &keys);
+    for (base, under) in [("plain", Some("k1")), ("locked", Some("k1")), ("locked", None)] {
+        let mut spec = job.spec().clone();
+        spec.job = blockferry::id::JobId::from_bytes([7; 16]);
+        spec.target.image = image("new");
+        (spec.base, spec.key) = (Some(image(base)), under.map(key));
+        assert_eq!(kind(dir.stage(&spec).await), Some(ErrorKind::Unsupported));
+        assert!(dir.jobs().await.unwrap().is_empty(), "nothing is staged");
+    }
+}
+
+/// A name is given to another image while a copy rests.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_that_is_encrypted_by_the_time_of_a_resume_lends_nothing() {
+    let (world, keys) = (World::in_memory(), keys());
+    let engine = engine(&world, &keys).await;
+    let bytes = marked(900 * KIB);
+    world.m.insert(&image("raw"), bytes.clone());
+    for (to, how) in [("b/base", small()), ("a/raw", small())] {
+        committed(ended(&engine.copy(request("m/raw", to, how)).await.unwrap()).await);
+    }
+    let job = engine.copy(request("a/raw", "b/new", standing().with_base(image("base")))).await;
+    let job = job.unwrap();
+    engine.suspend(job.id()).await.unwrap();
+    suspended(&ended(&job).await);
+    let dir = keyed(&world, "b", &keys);
+    dir.remove(&image("base")).await.unwrap();
+    committed(ended(&engine.copy(request("m/raw", "b/base", under("k1"))).await.unwrap()).await);
+    engine.limit(job.id(), Limits::NONE).await.unwrap();
+    let receipt = committed(ended(&resumed(&engine, &job).await).await);
+    assert_eq!(receipt.reused_bytes, 0, "{receipt:?}");
+    assert!(receipt.written_bytes > 0, "there was something left to take over: {receipt:?}");
+    assert!(bytes_of(&engine, "b/new").await.unwrap() == bytes);
 }
 
 // ---- Keys ----
@@ -593,6 +682,8 @@ async fn nothing_lies_in_clear_after_a_crash_at_any_moment_and_the_copy_goes_on(
         let told = engine.show(job.id()).await.unwrap().receipt.unwrap();
         assert_eq!(told.root, receipt.root, "whoever has the key is told the root again");
         assert!(world.leftovers("b").is_empty());
+        // What was searched once need not be searched in every round that follows.
+        engine.region(&region("b")).unwrap().remove(&end(&to).image).await.unwrap();
     }
 }
 
