@@ -85,6 +85,8 @@ impl Common {
         Self {
             state_dir: Some(state_dir),
             json: false,
+            #[cfg(feature = "encrypt")]
+            keys: KeyArgs { keyring: None },
             #[cfg(feature = "peer")]
             peer: PeerArgs { cert: None, key: None, ca: None, compression: Compression::Auto },
         }
