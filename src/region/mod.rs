@@ -457,8 +457,9 @@ pub(crate) fn refuse_base(spec: &JobSpec) -> Result<()> {
     if spec.base.is_none() {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Unsupported, "stage an encrypted image with a base")
-        .hint("copy without a base: every chunk of an encrypted image is written under its own key"))
+    Err(Error::new(ErrorKind::Unsupported, "stage an encrypted image with a base").hint(
+        "copy without a base: every chunk of an encrypted image is written under its own key",
+    ))
 }
 
 /// Runs blocking file work off the runtime's threads.
