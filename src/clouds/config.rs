@@ -2,11 +2,13 @@
 //!
 //! ```toml
 //! state_dir = "/var/lib/blockferry"
+//! keyring = "/etc/blockferry/keyring"
 //!
 //! [[region]]
 //! name = "cn-hangzhou"
 //! location = "dir:///srv/hangzhou"
 //! copies_max = 5
+//! encryption_keys = ["images-2026"]
 //!
 //! [[key]]
 //! id = "AKIDEXAMPLE"
@@ -35,7 +37,7 @@ use serde::Deserialize;
 use crate::clouds::api::{ApiOptions, Face};
 use crate::clouds::keys::Secret;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{RegionName, shown};
+use crate::id::{KeyId, RegionName, shown};
 use crate::options::{Limits, parse_rate};
 use crate::service::{Image, ImageKind};
 
@@ -46,6 +48,9 @@ use crate::service::{Image, ImageKind};
 pub struct Config {
     /// Where the engine's index and the service's database live.
     pub state_dir: PathBuf,
+    /// The file with the keys of encrypted images.
+    #[serde(default)]
+    pub keyring: Option<PathBuf>,
     /// The regions.
     #[serde(rename = "region")]
     pub regions: Vec<RegionConfig>,
@@ -106,6 +111,10 @@ pub struct RegionConfig {
     /// A ceiling on all copies from and to it: `100MiB/s`.
     #[serde(default)]
     pub rate: Option<String>,
+    /// Keys of the keyring that images can be encrypted under there, the one that is meant by
+    /// default first.
+    #[serde(default)]
+    pub encryption_keys: Vec<String>,
 }
 
 impl RegionConfig {
@@ -116,6 +125,14 @@ impl RegionConfig {
     pub fn limits(&self) -> Result<Limits> {
         let rate = self.rate.as_deref().map(parse_rate).transpose()?;
         Ok(rate.map_or(Limits::NONE, |rate| Limits::NONE.with_bytes_per_sec(rate)))
+    }
+
+    /// The keys.
+    ///
+    /// # Errors
+    /// `Invalid` for what is no key id.
+    pub fn key_ids(&self) -> Result<Vec<KeyId>> {
+        self.encryption_keys.iter().map(|key| key.parse()).collect()
     }
 }
 
@@ -286,6 +303,10 @@ impl Config {
         for region in &self.regions {
             region.name.parse::<RegionName>()?;
             region.limits()?;
+            if !region.key_ids()?.is_empty() && self.keyring.is_none() {
+                let what = format!("region {} has keys: give the keyring", shown(&region.name));
+                return Err(invalid(what));
+            }
             if !names.insert(&region.name) {
                 return Err(invalid(format!("region {} comes twice", shown(&region.name))));
             }

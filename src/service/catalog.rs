@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind};
-use crate::id::{ImageId, JobId, RegionName};
+use crate::id::{ImageId, JobId, KeyId, RegionName};
 use crate::job::Endpoint;
 use crate::service::model::{
     Caller, Copy, CopyOrder, CopyState, Image, ImageKind, ImageState, Leg, Relation, SameRegion,
@@ -42,6 +42,8 @@ struct Line {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Catalog {
     regions: BTreeMap<RegionName, RegionLimits>,
+    /// The keys of each region, the one that is meant by default first.
+    keys: BTreeMap<RegionName, Vec<KeyId>>,
     images: BTreeMap<RegionName, BTreeMap<ImageId, Arc<Image>>>,
     copies: BTreeMap<JobId, Arc<Copy>>,
     tokens: BTreeMap<TokenKey, Arc<TokenUse>>,
@@ -70,6 +72,11 @@ pub(crate) struct Fresh {
 impl Catalog {
     pub(crate) fn new(regions: BTreeMap<RegionName, RegionLimits>) -> Self {
         Self { regions, ..Self::default() }
+    }
+
+    pub(crate) fn with_keys(mut self, keys: BTreeMap<RegionName, Vec<KeyId>>) -> Self {
+        self.keys = keys;
+        self
     }
 
     pub(crate) fn regions(&self) -> impl Iterator<Item = &RegionName> {
@@ -156,11 +163,39 @@ impl Catalog {
         for target in &order.targets {
             self.check_room(caller, order, target)?;
         }
-        if order.key.is_some() {
-            // Keys come with encryption at rest: see `CopyOrder::key`.
-            return Err(Refusal::NoKeys);
+        for target in &order.targets {
+            self.key_of(order, &source, &target.region)?;
         }
         Ok(source)
+    }
+
+    /// The key that the image in that region is to be encrypted under, if it is to be.
+    fn key_of(
+        &self,
+        order: &CopyOrder,
+        source: &Image,
+        region: &RegionName,
+    ) -> Answer<Option<String>> {
+        let keys = self.keys.get(region).map_or(&[][..], Vec::as_slice);
+        let known = |asked: &str| keys.iter().map(KeyId::as_str).find(|key| *key == asked);
+        let key = match (order.key.as_deref(), source.key.as_deref()) {
+            (None, None) => return Ok(None),
+            // Only under its own: in clear it goes nowhere.
+            (None, Some(kept)) => known(kept).ok_or(Refusal::EncryptedElsewhere)?,
+            (Some(""), _) => keys.first().map(KeyId::as_str).ok_or(Refusal::NoKeys)?,
+            (Some(_), _) if keys.is_empty() => return Err(Refusal::NoKeys),
+            (Some(asked), kept) => {
+                let key = known(asked).ok_or(Refusal::NoKey)?;
+                if order.rules.another_key && kept == Some(key) {
+                    return Err(Refusal::SameKey);
+                }
+                key
+            }
+        };
+        match order.rules.encrypted_bytes_max {
+            Some(most) if source.image_bytes > most => Err(Refusal::EncryptedTooLarge(most)),
+            _ => Ok(Some(key.to_owned())),
+        }
     }
 
     fn check_way(
@@ -171,7 +206,13 @@ impl Catalog {
         target: &Endpoint,
     ) -> Answer<()> {
         let shared = relation == Relation::Shared;
+        if shared && source.key.is_some() {
+            return Err(Refusal::SharedEncrypted);
+        }
         if target.region != order.source.region {
+            if source.key.is_some() && !order.rules.encrypted_elsewhere {
+                return Err(Refusal::EncryptedElsewhere);
+            }
             if shared && !order.rules.shared_elsewhere {
                 return Err(Refusal::SharedElsewhere);
             }
@@ -248,7 +289,7 @@ impl Catalog {
             image.description = order.description.clone();
             image.tags = order.tags.clone();
             image.kind = source.kind;
-            image.key = order.key.clone();
+            image.key = self.key_of(order, &source, &target.region)?;
             image.state = ImageState::Creating;
             image.copied_by = Some(fresh.job);
             image.image_bytes = source.image_bytes;

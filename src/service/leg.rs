@@ -12,7 +12,7 @@ use crate::engine::{CopyRequest, Job, JobOutcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::JobId;
 use crate::job::Endpoint;
-use crate::options::CopyOptions;
+use crate::options::{CopyOptions, Encryption};
 use crate::region::Vote;
 use crate::service::catalog::Ending;
 use crate::service::inner::Inner;
@@ -104,7 +104,8 @@ async fn live(inner: &Arc<Inner>, copy: &Arc<Copy>, leg: &LegTask) {
 
 /// Starts the job, or goes on with it: the token makes it the same one.
 async fn attempt_at(inner: &Arc<Inner>, copy: &Copy, leg: &LegTask) -> Result<JobOutcome> {
-    let options = CopyOptions::new().with_token(&*copy.engine_token);
+    let encryption = encryption_of(inner, copy)?;
+    let options = CopyOptions::new().with_token(&*copy.engine_token).with_encryption(encryption);
     let request = CopyRequest::new(copy.source.clone(), copy.target.clone(), options);
     let job = inner.engine.copy(request).await?;
     debug_assert_eq!(job.id(), copy.job, "the engine numbers jobs by their token");
@@ -120,6 +121,21 @@ async fn attempt_at(inner: &Arc<Inner>, copy: &Copy, leg: &LegTask) -> Result<Jo
             },
         }
     }
+}
+
+/// How the new image is encrypted: under the key that is on record with it. Where there is none,
+/// the engine still lets no encrypted source lie in clear.
+fn encryption_of(inner: &Inner, copy: &Copy) -> Result<Encryption> {
+    let target = &copy.target;
+    let image = inner.shown().image(&target.region, &target.image).cloned();
+    let image = image.filter(|image| image.copied_by == Some(copy.job));
+    // Without its record nobody knows how it is to lie.
+    let image = image.ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, "copy to an image that was given up")
+            .within(target.to_string())
+    })?;
+    let key = image.key.as_deref().map(str::parse).transpose()?;
+    Ok(key.map_or(Encryption::Keep, Encryption::Key))
 }
 
 /// Ends a copy that failed: its image stays as a name, its bytes go.

@@ -10,6 +10,9 @@
 //! * A list of targets makes one copy each, in one transaction. Each is a job of its own in the
 //!   engine and commits, lags, fails or is cancelled on its own; each reads the source itself (from
 //!   the page cache, as a rule) and hashes what it moves.
+//! * Each target's image is encrypted under a key of its own region, if it is to be. A copy of an
+//!   encrypted image stays encrypted: under a key that is asked for, or under the same one where the
+//!   target's region knows it. It comes to lie in clear in no way.
 //! * A cancel and the end of a copy have one winner: the engine's, put on record before anybody is
 //!   told. A cancelled copy's image is gone at the next look, from anywhere.
 //! * A copy that fails for good leaves its image as a name in state
@@ -91,7 +94,8 @@ impl ImageService {
             };
             (name.clone(), limits)
         });
-        let mut catalog = Catalog::new(limits.collect());
+        let keys = options.regions.iter().map(|(name, region)| (name.clone(), region.keys.clone()));
+        let mut catalog = Catalog::new(limits.collect()).with_keys(keys.collect());
         let state_dir = options.state_dir.clone();
         let (catalog, store) = blocking(move || {
             let store = Store::open(&state_dir)?;
@@ -115,7 +119,7 @@ impl ImageService {
     }
 
     /// Makes an image known that a region holds already, or changes what is kept of it. Its state,
-    /// its size and its time are found out here.
+    /// its size, its key and its time are found out here.
     ///
     /// # Errors
     /// `NotFound` for an unknown region and for an image that is not there; `Busy` for one that is
@@ -133,7 +137,9 @@ impl ImageService {
             let error = Error::new(ErrorKind::NotFound, "make an image known").within(place);
             return Err(error.hint("copy it there first"));
         }
-        image.image_bytes = region.open(&image.id).await?.size_bytes();
+        let opened = region.open(&image.id).await?;
+        image.image_bytes = opened.size_bytes();
+        image.key = opened.key().map(|key| key.to_string());
         image.state = ImageState::Available;
         image.created_unix_ms = host::unix_ms();
         let put = self.inner.change(move |catalog| {

@@ -285,7 +285,8 @@ pub struct CopyOrder {
     pub description: String,
     /// Their labels.
     pub tags: BTreeMap<String, String>,
-    /// The key that they are to be encrypted under.
+    /// The key that they are to be encrypted under. Without one they are encrypted as the source is.
+    /// Empty: the first key of each target's region.
     pub key: Option<String>,
     /// The idempotency token.
     pub token: Option<Token>,
@@ -323,6 +324,12 @@ pub struct Rules {
     pub shared_elsewhere: bool,
     /// Whether whole-instance images are copied to another region.
     pub whole_instance_elsewhere: bool,
+    /// Whether encrypted images may be copied to another region.
+    pub encrypted_elsewhere: bool,
+    /// Whether a key that is asked for must be another than the source's.
+    pub another_key: bool,
+    /// The most bytes of an image that is encrypted, or is to be.
+    pub encrypted_bytes_max: Option<u64>,
 }
 
 /// Whether a copy may stay in its region.
@@ -344,6 +351,9 @@ impl Rules {
         same_region: SameRegion::SharedOrEncrypted,
         shared_elsewhere: false,
         whole_instance_elsewhere: true,
+        encrypted_elsewhere: true,
+        another_key: false,
+        encrypted_bytes_max: None,
     };
     /// Baidu BCC: names are not enforced \[C\].
     pub const BAIDU: Self = Self {
@@ -352,14 +362,21 @@ impl Rules {
         same_region: SameRegion::Refused,
         shared_elsewhere: false,
         whole_instance_elsewhere: false,
+        encrypted_elsewhere: true,
+        another_key: false,
+        encrypted_bytes_max: None,
     };
-    /// Huawei IMS within a region: names are used once \[C\].
+    /// Huawei IMS within a region: names are used once \[C\]. \[D\] that encrypted images stay there,
+    /// take another key, and have at most 128 GB; \[C\] that those that are to be encrypted have, too.
     pub const HUAWEI_IN_REGION: Self = Self {
         unique_names: true,
         one_copy_per_region: false,
         same_region: SameRegion::Allowed,
         shared_elsewhere: false,
         whole_instance_elsewhere: false,
+        encrypted_elsewhere: false,
+        another_key: true,
+        encrypted_bytes_max: Some(128 << 30),
     };
     /// Huawei IMS to another region.
     pub const HUAWEI_CROSS_REGION: Self =

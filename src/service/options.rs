@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::id::RegionName;
+use crate::id::{KeyId, RegionName};
 use crate::region::Region;
 
 /// A region that the service may use.
@@ -20,12 +20,15 @@ pub struct ServiceRegion {
     pub queue_max: usize,
     /// Images that one project may have in it.
     pub images_max: usize,
+    /// Keys that images can be encrypted under there. The first is meant where a caller asks for
+    /// encryption and names no key.
+    pub keys: Vec<KeyId>,
 }
 
 impl ServiceRegion {
-    /// With five copies at once, 1,000 waiting, 10,000 images for each project.
+    /// With five copies at once, 1,000 waiting, 10,000 images for each project, and no keys.
     pub fn new(region: Arc<dyn Region>) -> Self {
-        Self { region, copies_max: 5, queue_max: 1000, images_max: 10_000 }
+        Self { region, copies_max: 5, queue_max: 1000, images_max: 10_000, keys: Vec::new() }
     }
 
     /// With that many copies at once; at least one.
@@ -46,6 +49,13 @@ impl ServiceRegion {
     #[must_use]
     pub fn with_images_max(mut self, images: usize) -> Self {
         self.images_max = images;
+        self
+    }
+
+    /// With those keys to encrypt under, which the region's own provider holds.
+    #[must_use]
+    pub fn with_keys(mut self, keys: impl IntoIterator<Item = KeyId>) -> Self {
+        self.keys = keys.into_iter().collect();
         self
     }
 }

@@ -57,6 +57,14 @@ pub enum Refusal {
     NoKey,
     /// There are no keys here at all: images cannot be encrypted.
     NoKeys,
+    /// The source is encrypted under the key that was asked for.
+    SameKey,
+    /// An encrypted image stays where its key is.
+    EncryptedElsewhere,
+    /// An image that others share is copied by nobody else when it is encrypted.
+    SharedEncrypted,
+    /// An image that is encrypted, or is to be, has at most that many bytes.
+    EncryptedTooLarge(u64),
     /// The engine or the database failed; what was decided before stays decided.
     Failed(Error),
 }
@@ -87,6 +95,10 @@ impl Refusal {
             Self::SharedWithOthers => "shared_with_others",
             Self::NoKey => "no_key",
             Self::NoKeys => "no_keys",
+            Self::SameKey => "same_key",
+            Self::EncryptedElsewhere => "encrypted_elsewhere",
+            Self::SharedEncrypted => "shared_encrypted",
+            Self::EncryptedTooLarge(_) => "encrypted_too_large",
             Self::Failed(_) => "failed",
         }
     }
@@ -99,7 +111,7 @@ impl Refusal {
             | Self::NoImage
             | Self::NoJob
             | Self::NoKey => ErrorKind::NotFound,
-            Self::NotOwn | Self::SharedElsewhere => ErrorKind::Denied,
+            Self::NotOwn | Self::SharedElsewhere | Self::SharedEncrypted => ErrorKind::Denied,
             Self::NotACopy => ErrorKind::NotACopy,
             Self::NameTaken | Self::Finished => ErrorKind::Exists,
             Self::NotAvailable
@@ -109,8 +121,13 @@ impl Refusal {
             | Self::QueueFull(_)
             | Self::SharedWithOthers => ErrorKind::Busy,
             Self::ImageQuota(_) => ErrorKind::NoSpace,
-            Self::SameRegion | Self::TokenReused | Self::HadFailed => ErrorKind::Invalid,
-            Self::KindNotCopied(_) | Self::NoKeys => ErrorKind::Unsupported,
+            Self::SameRegion | Self::TokenReused | Self::HadFailed | Self::SameKey => {
+                ErrorKind::Invalid
+            }
+            Self::KindNotCopied(_)
+            | Self::NoKeys
+            | Self::EncryptedElsewhere
+            | Self::EncryptedTooLarge(_) => ErrorKind::Unsupported,
             Self::Failed(error) => error.kind(),
         }
     }
@@ -126,7 +143,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoRegion(region) => write!(f, "no_region: {region}"),
-            Self::ImageQuota(most) | Self::QueueFull(most) => {
+            Self::ImageQuota(most) | Self::QueueFull(most) | Self::EncryptedTooLarge(most) => {
                 write!(f, "{}: at most {most}", self.name())
             }
             Self::Failed(error) => write!(f, "failed: {error}"),

@@ -11,8 +11,12 @@ use blockferry::clouds::{
     Secret, serve_admin,
 };
 use blockferry::engine::Engine;
+#[cfg(feature = "encrypt")]
+use blockferry::options::{CopyOptions, Encryption};
 use blockferry::options::{EngineOptions, Limits};
 use blockferry::region::DirRegion;
+#[cfg(feature = "encrypt")]
+use blockferry::service::ImageState;
 use blockferry::service::{Caller, Image, ImageKind, ImageService, ServiceOptions, ServiceRegion};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,6 +26,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::world::{KIB, MIB, PATIENCE, World, image, noise, region};
+#[cfg(feature = "encrypt")]
+use crate::world::{committed, request};
 
 const KEY: &str = "AKIDTEST";
 const SECRET: &str = "a-secret";
@@ -40,14 +46,33 @@ impl Lab {
     }
 
     async fn with(options: ApiOptions) -> Self {
+        Self::of(options, |_, place| ServiceRegion::new(Arc::new(place))).await
+    }
+
+    /// Regions with keys: `key-1` and `key-2` in `a`, `key-3` and `key-1` in `b`.
+    #[cfg(feature = "encrypt")]
+    async fn with_keys() -> Self {
+        let ring = Arc::new(blockferry::keys::MemoryKeyring::new());
+        for key in ["key-1", "key-2", "key-3"] {
+            ring.add(&key.parse().unwrap()).unwrap();
+        }
+        let place_of = |name: &str, place: DirRegion| {
+            let keys = if name == "a" { ["key-1", "key-2"] } else { ["key-3", "key-1"] };
+            ServiceRegion::new(Arc::new(place.with_keys(ring.clone())))
+                .with_keys(keys.map(|key| key.parse().unwrap()))
+        };
+        Self::of(ApiOptions::default(), place_of).await
+    }
+
+    async fn of(options: ApiOptions, place_of: impl Fn(&str, DirRegion) -> ServiceRegion) -> Self {
         let world = World::in_memory();
         let engine = world.engine().await;
         let state = world.path("daemon");
         let own = Engine::open(EngineOptions::new(&state).with_threads(2)).await.unwrap();
         let mut of_service = ServiceOptions::new(&state);
         for name in ["a", "b"] {
-            let place = Arc::new(DirRegion::open_root(world.path(name)).unwrap());
-            of_service = of_service.with_region(region(name), ServiceRegion::new(place));
+            let place = DirRegion::open_root(world.path(name)).unwrap();
+            of_service = of_service.with_region(region(name), place_of(name, place));
         }
         let service = ImageService::open(own, of_service).await.unwrap();
         for (id, project, kind, shared) in [
@@ -555,6 +580,184 @@ async fn a_copy_by_huawei_s_calls_and_our_own_cancel() {
     assert_eq!((status, &told["error_code"]), (404, &json!("APIGW.0101")));
     let (_, told) = lab.huawei("a", "GET", "/v3/projects?name=a", "").await;
     assert_eq!(told["projects"][0]["id"], "p");
+}
+
+// ---- Keys ----
+
+#[cfg(feature = "encrypt")]
+impl Lab {
+    /// Waits until the image is there in full; the key it is under, as its region says.
+    async fn key_of(&self, at: &str, id: &str) -> Option<String> {
+        let caller = self.caller();
+        let available = timeout(PATIENCE, async {
+            loop {
+                let view = self.api.service().image(&caller, &region(at), &image(id)).unwrap();
+                match view.image.state {
+                    ImageState::Available => return view.image.key,
+                    ImageState::Creating => sleep(Duration::from_millis(5)).await,
+                    other => panic!("image {at}/{id} is {other:?}"),
+                }
+            }
+        });
+        let told = available.await.unwrap();
+        let images = self.api.service().engine().images(&region(at)).await.unwrap();
+        let found = images.into_iter().find(|info| info.image == image(id)).unwrap();
+        assert_eq!(found.key.map(|key| key.to_string()), told, "the service knows");
+        if told.is_some() {
+            let clear = noise(7, MIB);
+            let bytes = std::fs::read(self.world.data_of(at, id)).unwrap();
+            assert!(bytes.chunks(64).zip(clear.chunks(64)).all(|(cell, text)| cell != text));
+            let opened = self.api.service().engine().region(&region(at)).unwrap();
+            let opened = opened.open(&image(id)).await.unwrap();
+            let whole = blockferry::geometry::ByteRange::new(0, MIB);
+            assert!(opened.read_at(whole).await.unwrap() == clear);
+        }
+        told
+    }
+
+    fn caller(&self) -> Caller {
+        let star = vec!["*".to_owned()];
+        Caller { project: "p".into(), key: KEY.into(), regions: star.clone(), images: star }
+    }
+
+    /// An encrypted image of region `a` that the service knows.
+    async fn put_encrypted(&self, id: &str, key: &str, project: &str, shared: &str) {
+        let how = CopyOptions::new().with_encryption(Encryption::Key(key.parse().unwrap()));
+        let engine = self.api.service().engine();
+        let job = engine.copy(request(&format!("a/{SOURCE}"), &format!("a/{id}"), how)).await;
+        committed(job.unwrap().wait().await);
+        let mut known = Image::new(region("a"), image(id), project);
+        known.shared_with.extend((!shared.is_empty()).then(|| shared.to_owned()));
+        self.api.service().put_image(known).await.unwrap();
+    }
+
+    async fn huawei_copy(&self, id: &str, body: &str) -> Result<String, String> {
+        let path = format!("/v2.1/cloudimages/{id}/copy");
+        let (status, told) = self.huawei("a", "POST", &path, body).await;
+        if status != 200 {
+            return Err(told["error"]["code"].as_str().unwrap().to_owned());
+        }
+        let job = format!("/v1/cloudimages/job/{}", told["job_id"].as_str().unwrap());
+        let (_, told) = self.huawei("a", "GET", &job, "").await;
+        Ok(told["entities"]["image_id"].as_str().unwrap().to_owned())
+    }
+}
+
+#[cfg(feature = "encrypt")]
+const LOCKED: &str = "30e55148-0000-4000-8000-0000000000b1";
+#[cfg(feature = "encrypt")]
+const ELSEWHERE: &str = "30e55148-0000-4000-8000-0000000000b2";
+#[cfg(feature = "encrypt")]
+const SHARED: &str = "30e55148-0000-4000-8000-0000000000b3";
+
+#[cfg(feature = "encrypt")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn alibaba_encrypts_under_the_key_of_the_destination() {
+    let lab = Lab::with_keys().await;
+    lab.put_encrypted(LOCKED, "key-1", "p", "").await;
+    lab.put_encrypted(ELSEWHERE, "key-2", "p", "").await;
+    lab.put_encrypted(SHARED, "key-1", "q", "p").await;
+    let copied = async |more: &[(&str, &str)]| {
+        let (status, told) = lab.alibaba(&copy(more)).await;
+        assert_eq!(status, 200, "{more:?}: {told}");
+        told["ImageId"].as_str().unwrap().to_owned()
+    };
+    for (number, (more, at, key)) in [
+        (vec![("Encrypted", "true"), ("KMSKeyId", "key-1")], "b", "key-1"),
+        (vec![("Encrypted", "true")], "b", "key-3"),
+        (vec![("ImageId", LOCKED)], "b", "key-1"),
+        (vec![("ImageId", LOCKED), ("Encrypted", "true")], "b", "key-3"),
+        (vec![("ImageId", ELSEWHERE), ("Encrypted", "true")], "b", "key-3"),
+        (vec![("Encrypted", "true"), ("DestinationRegionId", "a")], "a", "key-1"),
+        (
+            vec![
+                ("ImageId", LOCKED),
+                ("Encrypted", "true"),
+                ("KMSKeyId", "key-2"),
+                ("DestinationRegionId", "a"),
+            ],
+            "a",
+            "key-2",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("name-{number}");
+        let more: Vec<_> = more.into_iter().chain([("DestinationImageName", &*name)]).collect();
+        let id = copied(&more).await;
+        assert_eq!(lab.key_of(at, &id).await.as_deref(), Some(key), "{more:?}");
+    }
+    let encrypted = (403, "OperationDeined.EncryptedSnapshot");
+    for (more, wanted) in [
+        (
+            vec![("Encrypted", "true"), ("KMSKeyId", "key-2")],
+            (404, "InvalidParameter.KMSKeyId.NotFound"),
+        ),
+        (vec![("KMSKeyId", "key-1")], (400, "InvalidParameter.EncryptedIllegal")),
+        (vec![("ImageId", ELSEWHERE)], encrypted),
+        (vec![("ImageId", SHARED), ("DestinationRegionId", "a")], encrypted),
+    ] {
+        let (status, told) = lab.alibaba(&copy(&more)).await;
+        assert_eq!((status, told["Code"].as_str()), (wanted.0, Some(wanted.1)), "{told}");
+    }
+    let (_, told) = lab.alibaba(&copy(&[("ImageId", ELSEWHERE)])).await;
+    let message = "The image contains encrypted snapshots, which do not support copying.";
+    assert_eq!(told["Message"], message);
+}
+
+#[cfg(feature = "encrypt")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn baidu_copies_encrypted_images_under_their_key_where_that_is_known() {
+    let lab = Lab::with_keys().await;
+    lab.put_encrypted(LOCKED, "key-1", "p", "").await;
+    lab.put_encrypted(ELSEWHERE, "key-2", "p", "").await;
+    lab.put_encrypted(SHARED, "key-1", "q", "p").await;
+    let body = r#"{"name":"n","destRegion":["b"]}"#;
+    let (status, told) =
+        lab.baidu("a", "POST", &format!("/v2/image/{LOCKED}?remoteCopy"), body).await;
+    assert_eq!(status, 200, "{told}");
+    let id = told["result"][0]["imageId"].as_str().unwrap().to_owned();
+    assert_eq!(lab.key_of("b", &id).await.as_deref(), Some("key-1"));
+    let (_, told) = lab.baidu("b", "GET", &format!("/v2/image/{id}"), "").await;
+    assert_eq!(told["image"]["encrypted"], true, "{told}");
+    for id in [ELSEWHERE, SHARED] {
+        let (status, told) =
+            lab.baidu("a", "POST", &format!("/v2/image/{id}?remoteCopy"), body).await;
+        let code = told["code"].as_str();
+        assert_eq!((status, code), (409, Some("Image.ImageNotSupportCopy")), "{told}");
+    }
+}
+
+#[cfg(feature = "encrypt")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn huawei_takes_another_key_and_lets_no_encrypted_image_leave_its_region() {
+    let lab = Lab::with_keys().await;
+    let made = lab.huawei_copy(SOURCE, r#"{"name":"first","cmk_id":"key-1"}"#).await.unwrap();
+    assert_eq!(lab.key_of("a", &made).await.as_deref(), Some("key-1"));
+    for (body, key) in [
+        (r#"{"name":"kept"}"#, "key-1"),
+        (r#"{"name":"other","cmk_id":"key-2"}"#, "key-2"),
+        (r#"{"name":"none","cmk_id":""}"#, "key-1"),
+    ] {
+        let id = lab.huawei_copy(&made, body).await.unwrap();
+        assert_eq!(lab.key_of("a", &id).await.as_deref(), Some(key), "{body}");
+    }
+    for (body, code) in [
+        (r#"{"name":"n","cmk_id":"key-1"}"#, "IMG.0096"),
+        (r#"{"name":"n","cmk_id":"key-3"}"#, "IMG.0095"),
+        (r#"{"name":"n","cmk_id":"../key"}"#, "IMG.0095"),
+    ] {
+        assert_eq!(lab.huawei_copy(&made, body).await, Err(code.to_owned()), "{body}");
+    }
+    lab.put_encrypted(SHARED, "key-1", "q", "p").await;
+    let told = lab.huawei_copy(SHARED, r#"{"name":"n","cmk_id":"key-2"}"#).await;
+    assert_eq!(told, Err("IMG.0197".to_owned()));
+    let path = format!("/v1/cloudimages/{made}/cross_region_copy");
+    let body = r#"{"name":"n","region":"b","project_name":"b","agency_name":"ims"}"#;
+    let (status, told) = lab.huawei("a", "POST", &path, body).await;
+    assert_eq!((status, &told["error"]["code"]), (400, &json!("IMG.0105")));
+    assert_eq!(told["error"]["message"], "The operation is not supported.");
 }
 
 /// A door on a free port, with short patience.

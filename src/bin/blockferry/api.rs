@@ -200,12 +200,14 @@ fn read_text(path: &Path, bytes_max: u64) -> Result<String> {
 }
 
 async fn open_service(config: &Config) -> Result<ImageService> {
-    let context = Context::new(&Common::of_state_dir(config.state_dir.clone()))?;
+    let common = Common::of_config(config.state_dir.clone(), config.keyring.as_ref())?;
+    let context = Context::new(&common)?;
+    check_keys(config)?;
     let mut options = ServiceOptions::new(&config.state_dir);
     let mut running = 0;
     for entry in &config.regions {
         let (_, place) = context.open_region(&entry.location).await?;
-        let mut region = ServiceRegion::new(place);
+        let mut region = ServiceRegion::new(place).with_keys(entry.key_ids()?);
         region = entry.copies_max.map_or(region.clone(), |most| region.with_copies_max(most));
         region = entry.queue_max.map_or(region.clone(), |most| region.with_queue_max(most));
         region = entry.images_max.map_or(region.clone(), |most| region.with_images_max(most));
@@ -224,6 +226,29 @@ async fn open_service(config: &Config) -> Result<ImageService> {
         service.engine().limit_region(&entry.name.parse()?, entry.limits()?)?;
     }
     Ok(service)
+}
+
+/// A key that is not in the keyring is found now, and not by the first copy that needs it.
+#[cfg(feature = "encrypt")]
+fn check_keys(config: &Config) -> Result<()> {
+    let Some(file) = &config.keyring else { return Ok(()) };
+    let held = blockferry::keys::FileKeyring::open(file)?.list()?;
+    for region in &config.regions {
+        for key in region.key_ids()? {
+            if held.iter().all(|info| info.key != key) {
+                let what = format!("use key {key} in region {}", region.name);
+                return Err(Error::new(ErrorKind::NotFound, what)
+                    .within(file.display().to_string())
+                    .hint("make it with: blockferry keyring add"));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "encrypt"))]
+fn check_keys(_config: &Config) -> Result<()> {
+    Ok(())
 }
 
 fn access_key(key: &KeyConfig) -> Result<AccessKey> {

@@ -80,16 +80,21 @@ enum Compression {
 
 #[cfg(feature = "clouds")]
 impl Common {
-    /// Those of a verb that has its state folder from a file.
-    pub(crate) fn of_state_dir(state_dir: PathBuf) -> Self {
-        Self {
+    /// Those of a verb that has its state folder and its keyring from a file.
+    pub(crate) fn of_config(state_dir: PathBuf, keyring: Option<&PathBuf>) -> Result<Self> {
+        if let (Some(file), false) = (keyring, cfg!(feature = "encrypt")) {
+            return Err(Error::new(ErrorKind::Unsupported, "use a keyring")
+                .within(shown(file))
+                .hint("this blockferry was built without the feature `encrypt`"));
+        }
+        Ok(Self {
             state_dir: Some(state_dir),
             json: false,
             #[cfg(feature = "encrypt")]
-            keys: KeyArgs { keyring: None },
+            keys: KeyArgs { keyring: keyring.cloned() },
             #[cfg(feature = "peer")]
             peer: PeerArgs { cert: None, key: None, ca: None, compression: Compression::Auto },
-        }
+        })
     }
 }
 

@@ -139,7 +139,7 @@ fn tags(asked: &Parameters) -> Result<BTreeMap<String, String>, Fault> {
     Ok(tags)
 }
 
-/// The key to encrypt under. `Encrypted` without one asks for the service's own, which it has not.
+/// The key to encrypt under. `Encrypted` without one asks for the region's own: the first it knows.
 fn key(asked: &Parameters) -> Result<Option<String>, Fault> {
     match (asked.boolean("Encrypted")?, asked.find("KMSKeyId")) {
         (false, None) => Ok(None),

@@ -41,6 +41,12 @@ pub(super) const KMS_NOT_ENABLED: Fault =
     fault(400, "InvalidParameter.KmsNotEnabled", "The specified operation need enable KMS.");
 pub(super) const NO_KEY: Fault =
     fault(404, "InvalidParameter.KMSKeyId.NotFound", "The specified KMSKeyId does not exist.");
+/// \[C\] that it is said where the destination does not know the image's key, and of images of others.
+pub(super) const ENCRYPTED: Fault = fault(
+    403,
+    "OperationDeined.EncryptedSnapshot",
+    "The image contains encrypted snapshots, which do not support copying.",
+);
 pub(super) const COPY_CONFLICT: Fault = fault(
     400,
     "OperationDenied.ImageCopyConflict",
@@ -205,6 +211,7 @@ pub(super) fn of_copy(refusal: &Refusal) -> Fault {
         Refusal::TokenReused => TOKEN_REUSED,
         Refusal::NoKeys => KMS_NOT_ENABLED,
         Refusal::NoKey => NO_KEY,
+        Refusal::EncryptedElsewhere | Refusal::SharedEncrypted => ENCRYPTED,
         _ => INTERNAL,
     }
 }

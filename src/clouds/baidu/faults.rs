@@ -96,7 +96,11 @@ pub(super) fn of_copy(refusal: &Refusal) -> Fault {
         Refusal::NoSourceRegion | Refusal::NoImage => NO_IMAGE,
         // \[C\] for the source's own region.
         Refusal::NoRegion(_) | Refusal::SameRegion => REGION,
-        Refusal::NotOwn | Refusal::KindNotCopied(_) | Refusal::SharedElsewhere => NOT_COPIED,
+        Refusal::NotOwn
+        | Refusal::KindNotCopied(_)
+        | Refusal::SharedElsewhere
+        | Refusal::EncryptedElsewhere
+        | Refusal::SharedEncrypted => NOT_COPIED,
         Refusal::NotAvailable => NOT_AVAILABLE,
         // \[C\] for a full queue.
         Refusal::ImageQuota(_) | Refusal::QueueFull(_) => QUOTA,

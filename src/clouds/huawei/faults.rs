@@ -48,6 +48,8 @@ pub(super) const OWNER_ONLY: Fault =
     ims("IMG.0047", "This operation can be performed only by the image owner.");
 pub(super) const DESCRIPTION_MALFORMED: Fault =
     ims("IMG.0054", "The image description format is invalid.");
+pub(super) const TOO_LARGE: Fault =
+    ims("IMG.0059", "The size of the image file exceeds the maximum allowed.");
 /// \[C\] for a full queue.
 pub(super) const TOO_MANY_TASKS: Fault =
     ims("IMG.0060", "The number of tasks exceeds the flow control limit.");
@@ -60,6 +62,8 @@ pub(super) const DELETE_OWNER_ONLY: Fault =
     ims("IMG.0092", "The image can only be deleted by the owner.");
 pub(super) const PUBLIC: Fault = ims("IMG.0094", "The public image cannot be deleted.");
 pub(super) const NO_KEY: Fault = ims("IMG.0095", "The KMS key does not exist.");
+pub(super) const SAME_KEY: Fault =
+    ims("IMG.0096", "The specified KMS key ID must be different from the image key ID.");
 pub(super) const NOT_SUPPORTED: Fault = ims("IMG.0105", "The operation is not supported.");
 pub(super) const WHOLE_INSTANCE: Fault =
     ims("IMG.0130", "The full-ECS image cannot be exported or replicated.");
@@ -75,6 +79,8 @@ pub(super) const PROJECT_NAME: Fault = ims("IMG.0145", "The project name is inco
 pub(super) const ENTERPRISE: Fault =
     ims("IMG.0155", "Failed to check the enterprise project ID validity.");
 pub(super) const ISO: Fault = ims("IMG.0167", "This operation cannot be performed for ISO images.");
+pub(super) const SHARED_ENCRYPTED: Fault =
+    ims("IMG.0197", "Failed to replicate the shared image because it is encrypted using KMS.");
 /// \[P\], status \[C\].
 pub(super) const NO_JOB: Fault = ims("Common.0011", "The job does not exist.");
 
@@ -141,7 +147,7 @@ pub(super) fn of_copy(refusal: &Refusal) -> Fault {
         Refusal::NoSourceRegion | Refusal::NoImage => NO_SOURCE,
         Refusal::NoRegion(_) => NO_REGION,
         Refusal::NotOwn | Refusal::SharedElsewhere => OWNER_ONLY,
-        Refusal::SameRegion => NOT_SUPPORTED,
+        Refusal::SameRegion | Refusal::EncryptedElsewhere => NOT_SUPPORTED,
         Refusal::KindNotCopied(ImageKind::Iso) => ISO,
         Refusal::KindNotCopied(_) => WHOLE_INSTANCE,
         Refusal::NotAvailable => NOT_ACTIVE,
@@ -149,6 +155,9 @@ pub(super) fn of_copy(refusal: &Refusal) -> Fault {
         Refusal::ImageQuota(_) => QUOTA,
         Refusal::QueueFull(_) | Refusal::CopyUnderWay => TOO_MANY_TASKS,
         Refusal::NoKeys | Refusal::NoKey => NO_KEY,
+        Refusal::SameKey => SAME_KEY,
+        Refusal::SharedEncrypted => SHARED_ENCRYPTED,
+        Refusal::EncryptedTooLarge(_) => TOO_LARGE,
         _ => UNKNOWN,
     }
 }

@@ -291,3 +291,86 @@ fn a_catalog_made_of_changes_alone_is_the_same() {
     let images = |catalog: &Catalog| catalog.images().cloned().collect::<Vec<_>>();
     assert_eq!(images(&shown), images(&catalog));
 }
+
+fn keyed() -> Catalog {
+    let keys = |ids: &[&str]| ids.iter().map(|id| id.parse().unwrap()).collect::<Vec<KeyId>>();
+    let keys = [("a", keys(&["k1", "k2"])), ("b", keys(&["k3", "k1"])), ("c", keys(&[]))];
+    catalog().with_keys(keys.map(|(name, keys)| (region(name), keys)).into())
+}
+
+#[test]
+fn each_image_is_encrypted_under_a_key_of_its_own_region() {
+    let mut made = 0;
+    let mut key_of = |source: Option<&str>, asked: Option<&str>, to: &str| {
+        let mut catalog = keyed();
+        change(&mut catalog, "a/s1", |image| image.key = source.map(str::to_owned));
+        made += 1;
+        let mut order = order("a/s1", &format!("{to}/t"));
+        order.rules = Rules::BAIDU;
+        order.key = asked.map(str::to_owned);
+        let told = catalog.start(&caller("p"), &order, &[fresh(made)], NOW);
+        told.map(|_| catalog.image(&region(to), &"t".parse().unwrap()).unwrap().key.clone())
+            .map_err(|refusal| refusal.name())
+    };
+    let under = |key: &str| Ok(Some(key.to_owned()));
+    assert_eq!(key_of(None, None, "b"), Ok(None));
+    assert_eq!(key_of(None, Some("k1"), "b"), under("k1"));
+    assert_eq!(key_of(None, Some(""), "b"), under("k3"), "the first of its region");
+    assert_eq!(key_of(Some("k2"), Some(""), "b"), under("k3"));
+    assert_eq!(key_of(None, Some("k2"), "b"), Err("no_key"), "a key of another region");
+    assert_eq!(key_of(None, Some("../k"), "b"), Err("no_key"));
+    for asked in ["", "k1"] {
+        assert_eq!(key_of(None, Some(asked), "c"), Err("no_keys"));
+    }
+    // What is encrypted stays so.
+    assert_eq!(key_of(Some("k1"), None, "b"), under("k1"));
+    assert_eq!(key_of(Some("k2"), None, "b"), Err("encrypted_elsewhere"));
+    assert_eq!(key_of(Some("k1"), None, "c"), Err("encrypted_elsewhere"));
+}
+
+#[test]
+fn a_list_of_targets_gives_each_image_its_own_key_or_starts_nothing() {
+    let mut catalog = keyed();
+    let mut order = order("a/s1", "b/t");
+    order.rules = Rules::HUAWEI_IN_REGION;
+    order.key = Some(String::new());
+    order.targets = vec![end("a/t"), end("b/t")];
+    catalog.start(&caller("p"), &order, &[fresh(1), fresh(2)], NOW).unwrap();
+    let key = |at: &str| catalog.image(&end(at).region, &end(at).image).unwrap().key.clone();
+    assert_eq!((key("a/t").as_deref(), key("b/t").as_deref()), (Some("k1"), Some("k3")));
+    order.targets = vec![end("b/u"), end("c/u")];
+    order.name = "other".into();
+    catalog.take_changes();
+    let told = catalog.start(&caller("p"), &order, &[fresh(3), fresh(4)], NOW);
+    assert_eq!(refused(told), "no_keys");
+    assert!(catalog.take_changes().is_empty());
+}
+
+#[test]
+fn what_clouds_refuse_of_encrypted_images() {
+    let check = |rules: Rules, asked: Option<&str>, to: &str, who: &str, bytes: u64| {
+        let mut catalog = keyed();
+        change(&mut catalog, "a/s1", |image| {
+            image.key = Some("k1".into());
+            image.shared_with.insert("q".into());
+            image.image_bytes = bytes;
+        });
+        let mut order = order("a/s1", to);
+        (order.rules, order.key) = (rules, asked.map(str::to_owned));
+        catalog.check(&caller(who), &order).map_or_else(|refusal| refusal.name(), |_| "fine")
+    };
+    let (near, far) = (Rules::HUAWEI_IN_REGION, Rules::HUAWEI_CROSS_REGION);
+    assert_eq!(check(near, None, "a/t", "p", 1), "fine", "the same key, for nobody asks");
+    assert_eq!(check(near, Some("k2"), "a/t", "p", 1), "fine");
+    assert_eq!(check(near, Some("k1"), "a/t", "p", 1), "same_key");
+    assert_eq!(check(far, None, "b/t", "p", 1), "encrypted_elsewhere");
+    assert_eq!(check(far, Some("k3"), "b/t", "p", 1), "encrypted_elsewhere");
+    assert_eq!(check(near, Some("k2"), "a/t", "p", 128 << 30), "fine");
+    assert_eq!(check(near, Some("k2"), "a/t", "p", (128 << 30) + 1), "encrypted_too_large");
+    assert_eq!(check(near, Some("k2"), "a/t", "q", 1), "shared_encrypted");
+    assert_eq!(check(Rules::ALIBABA, Some("k1"), "a/t", "q", 1), "shared_encrypted");
+    assert_eq!(check(Rules::ALIBABA, Some("k1"), "b/t", "p", 1 << 40), "fine");
+    assert_eq!(check(Rules::ALIBABA, None, "b/t", "p", 1), "fine");
+    assert_eq!(check(Rules::ALIBABA, None, "a/t", "p", 1), "same_region");
+    assert_eq!(check(Rules::ALIBABA, Some("k2"), "a/t", "p", 1), "fine");
+}
