@@ -71,9 +71,9 @@ pub(crate) fn find_rw(inner: &Dir, name: &str) -> Result<Option<File>> {
 /// The files that make a stage an encrypted one.
 pub(crate) fn make_key_files(inner: &Dir, key_file: Option<&[u8]>) -> Result<()> {
     let Some(bytes) = key_file else { return Ok(()) };
+    destroy_key(inner)?;
     inner.remove_file(RECORDS)?;
     inner.create_file(RECORDS, 0o600)?;
-    inner.remove_file(KEY)?;
     let key = inner.create_file(KEY, 0o600)?;
     key.write_at(0, bytes)?;
     key.sync_all()

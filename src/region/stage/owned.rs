@@ -75,9 +75,9 @@ impl OwnedStage {
             let there =
                 find_rw(&inner, image::KEY)?.is_some() && find_rw(&inner, RECORDS)?.is_some();
             match (there, nothing_done) {
-                (true, _) => {}
-                // The crash came between the data and the key.
-                (false, true) => image::make_key_files(&inner, key_file)?,
+                // The crash may have come between the data and the key, or half way through that.
+                (_, true) => image::make_key_files(&inner, key_file)?,
+                (true, false) => {}
                 (false, false) => return Err(bytes_are_gone(stage.job)),
             }
         }
