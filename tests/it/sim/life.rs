@@ -121,8 +121,9 @@ impl Case {
                 case.steps.push(Step::Wait { ms: rng.pick(&[0, 1, 20, 100, 700, 5000]).unwrap() });
             }
         }
-        // Last, so that all else is as it was drawn before there was encryption.
-        case.encrypted = cfg!(feature = "encrypt") && rng.chance(1, 4);
+        // Last, so that all else is as it was drawn before there was encryption. An encrypted image
+        // takes no base.
+        case.encrypted = cfg!(feature = "encrypt") && !case.based && rng.chance(1, 4);
         case
     }
 
