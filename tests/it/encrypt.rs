@@ -435,6 +435,39 @@ async fn a_base_that_is_encrypted_by_the_time_of_a_resume_lends_nothing() {
     assert!(bytes_of(&engine, "b/new").await.unwrap() == bytes);
 }
 
+// ---- Between daemons ----
+
+#[cfg(feature = "peer")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_sends_an_encrypted_image_in_clear_and_lends_nothing_of_it() {
+    let (world, keys) = (World::in_memory(), keys());
+    let engine = engine(&world, &keys).await;
+    let bytes = marked(900 * KIB);
+    world.m.insert(&image("raw"), bytes.clone());
+    committed(ended(&engine.copy(request("m/raw", "b/locked", under("k1"))).await.unwrap()).await);
+    let socket = world.path("ferry.sock");
+    let served = Arc::new(keyed(&world, "b", &keys));
+    let everything = blockferry::peer::Policy::everything();
+    let house = crate::peer::House::open(&socket, served, everything);
+    engine.register(region("there"), Arc::new(house.region().await)).await.unwrap();
+    // Which key it is under there is no business of ours: how it is to lie here has to be said.
+    let untold = engine.copy(request("there/locked", "a/new", small())).await;
+    assert_eq!(kind(untold), Some(ErrorKind::Invalid));
+    let plain = small().with_encryption(Encryption::Plain);
+    for (to, how) in [("a/clear", plain), ("a/mine", under("k2"))] {
+        committed(ended(&engine.copy(request("there/locked", to, how)).await.unwrap()).await);
+        assert!(bytes_of(&engine, to).await.unwrap() == bytes, "{to}");
+    }
+    let digests = digests_of(&engine, "a/clear").await;
+    assert_none_in(&[world.path("a/mine"), world.path("b")], &secrets(&bytes, digests));
+    for how in [small().with_base(image("locked")), under("k1")] {
+        let refused = engine.copy(request("m/raw", "there/new", how)).await;
+        assert_eq!(kind(refused), Some(ErrorKind::Unsupported));
+    }
+    assert!(world.leftovers("b").is_empty(), "nothing is staged there");
+    house.close().await;
+}
+
 // ---- Keys ----
 
 /// Unwraps to another key than the one that was wrapped.
