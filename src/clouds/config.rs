@@ -361,11 +361,13 @@ mod tests {
 
     const GOOD: &str = r#"
 state_dir = "/var/lib/ferry"
+keyring = "/etc/ferry/keyring"
 admin = "127.0.0.1:9100"
 [[region]]
 name = "r-1"
 location = "dir:///srv/r-1"
 rate = "100MiB/s"
+encryption_keys = ["k-1", "alias/k-2"]
 [[key]]
 id = "AK"
 secret = "hush-hush"
@@ -389,6 +391,8 @@ tags = { k = "v" }
         assert_eq!(config.listeners[0].face().unwrap(), Face::Alibaba);
         assert_eq!(config.images[0].image().unwrap().kind, ImageKind::Iso);
         assert!(config.regions[0].limits().unwrap().bytes_per_sec.is_some());
+        let keys = config.regions[0].key_ids().unwrap();
+        assert_eq!(keys.iter().map(KeyId::as_str).collect::<Vec<_>>(), ["k-1", "alias/k-2"]);
         assert!(!format!("{config:?}").contains("hush"), "a secret is never shown");
     }
 
@@ -398,6 +402,8 @@ tags = { k = "v" }
             ("state_dir =", "state_dri =", "line 2"),
             ("name = \"r-1\"\n", "", "missing field"),
             ("rate = \"100MiB/s\"", "rate = \"fast\"", "rate"),
+            ("\"alias/k-2\"", "\"../k 2\"", "key id"),
+            ("keyring = \"/etc/ferry/keyring\"\n", "", "give the keyring"),
             ("cloud = \"alibaba\"", "cloud = \"azure\"", "listen as"),
             ("cloud = \"alibaba\"", "cloud = \"baidu\"", "name the region"),
             ("cloud = \"alibaba\"", "cloud = \"huawei\"\nregion = \"r-2\"", "no region"),
