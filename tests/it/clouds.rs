@@ -592,11 +592,12 @@ impl Lab {
         let available = timeout(PATIENCE, async {
             loop {
                 let view = self.api.service().image(&caller, &region(at), &image(id)).unwrap();
-                match view.image.state {
-                    ImageState::Available => return view.image.key,
-                    ImageState::Creating => sleep(Duration::from_millis(5)).await,
-                    other => panic!("image {at}/{id} is {other:?}"),
+                let state = view.image.state;
+                if state == ImageState::Available {
+                    return view.image.key;
                 }
+                assert_eq!(state, ImageState::Creating, "{at}/{id}");
+                sleep(Duration::from_millis(5)).await;
             }
         });
         let told = available.await.unwrap();
