@@ -408,7 +408,7 @@ mod tests {
                         let mut spliced = moved(ours, ours);
                         spliced.cells[cell] = theirs.cells[other].clone();
                         if spliced.cells[cell] == ours.cells[cell] {
-                            // The same salt and text encrypt alike; the tag tells the attempts apart.
+                            // The same salt and text encrypt alike; the tag tells attempts apart.
                             continue;
                         }
                         assert!(refusal(opened(&cipher(), &spliced)), "cell {other} {why} {cell}");

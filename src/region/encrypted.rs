@@ -45,7 +45,8 @@ pub(crate) struct EncryptedFile {
 
 impl EncryptedFile {
     /// An image that is being staged: what `masked` tells of chunks is the tags of their records.
-    /// Returns what it tells in clear. A chunk whose record is another by now is to be copied again.
+    /// Returns what it tells in clear. A chunk whose record is another by now is to be copied
+    /// again.
     pub(crate) fn staged(
         cipher: ImageCipher,
         key: KeyId,
@@ -125,8 +126,8 @@ impl EncryptedFile {
 
     /// These chunks are about to be written anew, or made zeros.
     ///
-    /// Order: their records are gone for good before any cell is written over, or a crash in between
-    /// would leave a record that vouches for cells that are there no more.
+    /// Order: their records are gone for good before any cell is written over, or a crash in
+    /// between would leave a record that vouches for cells that are there no more.
     pub(crate) fn forget(&self, run: ChunkRun) -> Result<()> {
         let mut forgotten = false;
         if sabotage::is("E3") {

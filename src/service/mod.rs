@@ -11,8 +11,8 @@
 //!   engine and commits, lags, fails or is cancelled on its own; each reads the source itself (from
 //!   the page cache, as a rule) and hashes what it moves.
 //! * Each target's image is encrypted under a key of its own region, if it is to be. A copy of an
-//!   encrypted image stays encrypted: under a key that is asked for, or under the same one where the
-//!   target's region knows it. It comes to lie in clear in no way.
+//!   encrypted image stays encrypted: under a key that is asked for, or under the same one where
+//!   the target's region knows it. It comes to lie in clear in no way.
 //! * A cancel and the end of a copy have one winner: the engine's, put on record before anybody is
 //!   told. A cancelled copy's image is gone at the next look, from anywhere.
 //! * A copy that fails for good leaves its image as a name in state

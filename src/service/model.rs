@@ -285,8 +285,8 @@ pub struct CopyOrder {
     pub description: String,
     /// Their labels.
     pub tags: BTreeMap<String, String>,
-    /// The key that they are to be encrypted under. Without one they are encrypted as the source is.
-    /// Empty: the first key of each target's region.
+    /// The key that they are to be encrypted under. Without one they are encrypted as the source
+    /// is. Empty: the first key of each target's region.
     pub key: Option<String>,
     /// The idempotency token.
     pub token: Option<Token>,
@@ -366,8 +366,9 @@ impl Rules {
         another_key: false,
         encrypted_bytes_max: None,
     };
-    /// Huawei IMS within a region: names are used once \[C\]. \[D\] that encrypted images stay there,
-    /// take another key, and have at most 128 GB; \[C\] that those that are to be encrypted have, too.
+    /// Huawei IMS within a region: names are used once \[C\]. \[D\] that encrypted images stay
+    /// there, take another key, and have at most 128 GB; \[C\] that those that are to be encrypted
+    /// have, too.
     pub const HUAWEI_IN_REGION: Self = Self {
         unique_names: true,
         one_copy_per_region: false,

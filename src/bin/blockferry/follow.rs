@@ -90,7 +90,7 @@ impl Interrupts {
     }
 
     /// Waits for the first one.
-    #[cfg(feature = "peer")]
+    #[cfg(any(feature = "clouds", feature = "peer"))]
     pub(crate) async fn first(&mut self) {
         if self.0.recv().await.is_none() {
             std::future::pending::<()>().await;

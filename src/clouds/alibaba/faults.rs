@@ -41,7 +41,8 @@ pub(super) const KMS_NOT_ENABLED: Fault =
     fault(400, "InvalidParameter.KmsNotEnabled", "The specified operation need enable KMS.");
 pub(super) const NO_KEY: Fault =
     fault(404, "InvalidParameter.KMSKeyId.NotFound", "The specified KMSKeyId does not exist.");
-/// \[C\] that it is said where the destination does not know the image's key, and of images of others.
+/// \[C\] that it is said where the destination does not know the image's key, and of what others
+/// share.
 pub(super) const ENCRYPTED: Fault = fault(
     403,
     "OperationDeined.EncryptedSnapshot",

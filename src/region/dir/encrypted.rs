@@ -45,7 +45,8 @@ impl DirRegion {
     /// `Denied` when its key cannot be unwrapped.
     ///
     /// # Durability
-    /// The new key survives power loss when this returns; a crash leaves the old one or the new one.
+    /// The new key survives power loss when this returns; a crash leaves the old one or the
+    /// new one.
     ///
     /// # Cancel safety
     /// Restartable: it may have been done; again does no harm.
