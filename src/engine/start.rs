@@ -15,7 +15,7 @@ use crate::geometry::{ChunkSize, Geometry};
 use crate::id::{JobId, KeyId};
 use crate::job::{Endpoint, Fingerprint, JobSpec, JobState};
 use crate::options::{CopyOptions, Encryption};
-use crate::region::{Capabilities, Region, Settled, Source, Vote};
+use crate::region::{Capabilities, Region, Settled, Source, Vote, no_keys};
 
 /// A copy to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +125,9 @@ impl Inner {
         let ends = (request.source.clone(), request.target.clone());
         let mut spec = JobSpec::new(job, ends.0, ends.1, geometry, fingerprint);
         spec.key = key;
+        if spec.key.is_some() && !target_region.capabilities().encrypts {
+            return Err(no_keys(&spec).within(spec.target.to_string()));
+        }
         let seen = std::mem::take(&mut spec.fingerprint);
         spec.fingerprint = spec.facts_kept(seen);
         spec.verify = options.verify;

@@ -28,6 +28,9 @@ pub struct Capabilities {
     pub checkpoints_itself: bool,
     /// A stage can take chunks over from an image of the region ([`Restored::base`]).
     pub takes_base: bool,
+    /// A stage can be encrypted where it lies, under a key that the job names. Without this no job
+    /// with a key is staged: a region that knows nothing of keys would hold it in clear.
+    pub encrypts: bool,
     /// The least chunk that it takes well: chunks are cut no smaller unless somebody asks for it.
     pub chunk_bytes_min: u64,
     /// The most chunks that an image has here.
@@ -43,6 +46,7 @@ impl Capabilities {
             preserves_previous: true,
             checkpoints_itself: false,
             takes_base: false,
+            encrypts: false,
             chunk_bytes_min: 0,
             chunk_count_max: CHUNK_COUNT_MAX,
         }
@@ -59,6 +63,7 @@ impl Capabilities {
             checkpoints_itself: true,
             // Whether it does is told when a stage that names one is made.
             takes_base: true,
+            encrypts: false,
             chunk_bytes_min: 0,
             chunk_count_max: CHUNK_COUNT_MAX,
         }
@@ -84,6 +89,7 @@ impl Capabilities {
             preserves_previous: false,
             checkpoints_itself: false,
             takes_base: false,
+            encrypts: false,
             chunk_bytes_min: 0,
             chunk_count_max: CHUNK_COUNT_MAX,
         }

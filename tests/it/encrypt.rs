@@ -173,8 +173,13 @@ impl Keyed {
     }
 
     fn clear(mut job: StagedJob) -> StagedJob {
-        job.spec.key = None;
+        job.spec = Self::clear_spec(job.spec);
         job
+    }
+
+    fn clear_spec(mut spec: JobSpec) -> JobSpec {
+        spec.key = None;
+        spec
     }
 }
 
@@ -249,6 +254,88 @@ impl Region for Keyed {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_encrypted_dir_region_conforms() {
     conformance(&Encrypted).await;
+}
+
+/// A region of somebody else's, which has never heard of keys.
+#[derive(Debug)]
+struct Ignorant(Arc<dyn Region>);
+
+impl Region for Ignorant {
+    fn location(&self) -> String {
+        self.0.location()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::staged()
+    }
+
+    fn open<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<Arc<dyn Source>>> {
+        self.0.open(image)
+    }
+
+    fn stage<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
+        let plain = Keyed::clear_spec(spec.clone());
+        Box::pin(async move { self.0.stage(&plain).await })
+    }
+
+    fn reopen<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
+        let plain = Keyed::clear_spec(spec.clone());
+        Box::pin(async move { self.0.reopen(&plain).await })
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<ImageInfo>>> {
+        self.0.list()
+    }
+
+    fn remove<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<()>> {
+        self.0.remove(image)
+    }
+
+    fn locate<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<Located>> {
+        self.0.locate(image)
+    }
+
+    fn jobs(&self) -> BoxFuture<'_, Result<Vec<StagedJob>>> {
+        self.0.jobs()
+    }
+
+    fn job(&self, job: blockferry::id::JobId) -> BoxFuture<'_, Result<Option<StagedJob>>> {
+        self.0.job(job)
+    }
+
+    fn cancel<'a>(
+        &'a self,
+        job: blockferry::id::JobId,
+        image: &'a ImageId,
+    ) -> BoxFuture<'a, Result<Vote>> {
+        self.0.cancel(job, image)
+    }
+
+    fn wish(&self, job: blockferry::id::JobId, wish: Wish) -> BoxFuture<'_, Result<bool>> {
+        self.0.wish(job, wish)
+    }
+
+    fn recover(
+        &self,
+        only: Option<blockferry::id::JobId>,
+    ) -> BoxFuture<'_, Result<Vec<Recovered>>> {
+        self.0.recover(only)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_has_a_key_goes_to_a_region_that_knows_nothing_of_keys() {
+    let (world, keys) = (World::in_memory(), keys());
+    let engine = engine(&world, &keys).await;
+    world.m.insert(&image("raw"), marked(200 * KIB));
+    committed(ended(&engine.copy(request("m/raw", "a/one", under("k1"))).await.unwrap()).await);
+    let other = Arc::new(Ignorant(world.region("b")));
+    engine.register(region("other"), other).await.unwrap();
+    for (from, how) in [("m/raw", under("k1")), ("a/one", small())] {
+        let refused = engine.copy(request(from, "other/new", how)).await;
+        assert_eq!(kind(refused), Some(ErrorKind::Unsupported), "{from} would lie in clear");
+    }
+    assert!(world.leftovers("b").is_empty(), "nothing is staged");
 }
 
 // ---- From key to key ----

@@ -78,6 +78,17 @@ impl DirRegion {
 }
 
 impl Shared {
+    #[cfg(feature = "encrypt")]
+    fn has_keys(&self) -> bool {
+        self.vault.is_some()
+    }
+
+    #[cfg(not(feature = "encrypt"))]
+    #[expect(clippy::unused_self, reason = "as with the feature")]
+    fn has_keys(&self) -> bool {
+        false
+    }
+
     fn location_of(&self, image: &ImageId) -> String {
         format!("{}/{image}", self.location)
     }
@@ -188,7 +199,8 @@ impl Region for DirRegion {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { takes_base: true, ..Capabilities::staged() }
+        let encrypts = self.shared.has_keys();
+        Capabilities { takes_base: true, encrypts, ..Capabilities::staged() }
     }
 
     fn open<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<Arc<dyn Source>>> {
