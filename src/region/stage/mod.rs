@@ -26,7 +26,9 @@ pub(crate) use image::{
     DATA, Described, MANIFEST, NEW_KEY, RECORDS, destroy_key, read_manifest, refuse_inside_image,
 };
 pub(crate) use owned::OwnedStage;
-pub(crate) use reopen::{open_restoring, open_visiting};
+pub(crate) use reopen::open_restoring;
+#[cfg(feature = "object")]
+pub(crate) use reopen::open_visiting;
 pub(crate) use target::{Held, JournaledTarget, Owned, until_decided};
 pub(crate) use vote::{put_wish, staged_job};
 
