@@ -33,6 +33,9 @@ pub struct BucketAddress {
     pub path_style: Option<bool>,
     /// Whether an endpoint without TLS will do.
     pub allow_http: bool,
+    /// Whether heads in the state folder decide in the store's stead: `fencing=none`, for a store
+    /// that ignores conditional writes and one daemon that alone writes there.
+    pub unfenced: bool,
 }
 
 impl BucketAddress {
@@ -66,6 +69,7 @@ impl BucketAddress {
             region: None,
             path_style: None,
             allow_http: false,
+            unfenced: false,
         };
         if rest.contains('?') {
             for word in words.split('&') {
@@ -88,6 +92,7 @@ impl BucketAddress {
             "path_style" if self.path_style.is_none() => self.path_style = Some(flag(value)?),
             // Only `true`: what is not asked for has one spelling, none.
             "allow_http" if !self.allow_http && flag(value)? => self.allow_http = true,
+            "fencing" if !self.unfenced && !self.plain && value == "none" => self.unfenced = true,
             _ => return None,
         }
         Some(())
@@ -112,11 +117,13 @@ impl BucketAddress {
         let place = format!("{scheme}://{}{slash}{}", self.bucket, self.key);
         let path_style = self.path_style.map(|on| on.to_string());
         let allow_http = self.allow_http.then(|| "true".to_owned());
+        let fencing = self.unfenced.then(|| "none".to_owned());
         let words = [
             ("endpoint", &self.endpoint),
             ("region", &self.region),
             ("path_style", &path_style),
             ("allow_http", &allow_http),
+            ("fencing", &fencing),
         ];
         let mut query = String::new();
         for (name, value) in words {
@@ -199,6 +206,7 @@ mod tests {
             "s3://my.bucket-1/prefix?region=eu-1",
             "s3://bucket/p?endpoint=https://[::1]:9000&region=garage&path_style=true",
             "s3://bucket/p?endpoint=http://127.0.0.1:9000&path_style=false&allow_http=true",
+            "s3://bucket/p?region=r&fencing=none",
             "s3+raw://bucket/dir/disk.raw?endpoint=https://s3.example",
         ] {
             assert_eq!(BucketAddress::parse(text).unwrap().to_string(), text);
@@ -233,6 +241,8 @@ mod tests {
             "s3://bucket/a?endpoint=ftp://h",
             "s3://bucket/a?allow_http=false",
             "s3://bucket/a?path_style=1",
+            "s3://bucket/a?fencing=swap",
+            "s3+raw://bucket/a?fencing=none",
             "s3://bucket/a%2e",
             "s3+raw://bucket",
             "s3+raw://bucket/",

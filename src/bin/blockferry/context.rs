@@ -226,6 +226,8 @@ impl Context {
             Location::Dir { root, .. } => Ok(Arc::new(self.dir_region(&root)?)),
             Location::File(path) => FileRegion::open_path(path, &self.state_dir),
             #[cfg(feature = "object")]
+            Location::Object { address, .. } => Ok(Arc::new(self.object(&address)?)),
+            #[cfg(feature = "object")]
             Location::PlainObject(address) => self.plain_object(&address),
             #[cfg(feature = "peer")]
             Location::Peer { address, .. } => Ok(Arc::new(self.connect(&address).await?)),
@@ -243,6 +245,25 @@ impl Context {
             Location::Peer { address, .. } => self.connect(&address).await.map(Some),
             _ => Ok(None),
         }
+    }
+
+    /// The region below a prefix of an object store.
+    #[cfg(feature = "object")]
+    pub(crate) fn object(
+        &self,
+        address: &blockferry::location::BucketAddress,
+    ) -> Result<blockferry::region::object::ObjectRegion> {
+        use blockferry::region::object::{ObjectOptions, ObjectRegion};
+        use blockferry::store::{S3Options, S3Store};
+        let store = S3Store::open(address, &S3Options::default())?;
+        let options = ObjectOptions::default();
+        if !address.unfenced {
+            return ObjectRegion::open(store, options);
+        }
+        // However the place is spelled, the same heads decide there.
+        let place = store.address("");
+        let place = blake3::hash(format!("{}/{}", place.bucket, place.key).as_bytes()).to_hex();
+        ObjectRegion::unfenced(store, self.state_dir.join("heads").join(place.as_str()), options)
     }
 
     #[cfg(feature = "object")]
@@ -303,6 +324,8 @@ impl Context {
             RegionLocation::Files(path) => FileRegion::open_path(path, &self.state_dir)?,
             #[cfg(feature = "object")]
             RegionLocation::Object(address) if address.plain => self.plain_object(address)?,
+            #[cfg(feature = "object")]
+            RegionLocation::Object(address) => Arc::new(self.object(address)?),
             #[cfg(feature = "peer")]
             RegionLocation::Peer(address) => Arc::new(self.connect(address).await?),
             _ => return Err(Error::new(ErrorKind::Unsupported, "open this kind of region")),
@@ -344,7 +367,8 @@ impl Context {
             // It came from another daemon, and is on record by the name that this region has there.
             *target = name;
         }
-        if target.as_str().starts_with("dir://") && engine.region(target).is_err() {
+        let kept = ["dir://", "s3://"].iter().any(|scheme| target.as_str().starts_with(scheme));
+        if kept && engine.region(target).is_err() {
             engine.register(target.clone(), place).await?;
         }
         Ok(staged.spec)

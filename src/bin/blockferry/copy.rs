@@ -19,6 +19,7 @@ Examples:
   blockferry copy dir:///srv/region-a/disk-1 /dev/vdb --destructive
   blockferry copy disk.raw dir:///srv/region-a/disk-1 --token order-4711 --json
   blockferry copy disk-v2.raw dir:///srv/region-a/disk-2 --base disk-1
+  blockferry copy disk.raw 's3://bucket/region-b/disk-1?endpoint=https://s3.example'
 
 A copy of an encrypted image is encrypted under the same key, unless --encrypt or --decrypt says
 otherwise. The image appears at the destination whole, and durable, or not at all. Ctrl-C suspends

@@ -47,6 +47,7 @@ Locations:
   dir:///srv/region-a/IMAGE        an image of a directory region; its root must exist
   ferrys://HOST:PORT/REGION/IMAGE  an image of a region that a daemon serves, over TLS
   ferry+unix:///SOCKET/REGION/IMAGE  the same over a Unix socket
+  s3://BUCKET/PREFIX/IMAGE?endpoint=…  an image of a region in an object store
   s3+raw://BUCKET/KEY?endpoint=…   a plain object of an object store
 
 Exit codes:

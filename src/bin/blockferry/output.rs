@@ -98,7 +98,7 @@ impl Shape {
                 "image": null, "root": null, "image_bytes": 0, "chunks": 0,
                 "verified_bytes": 0, "bad_chunks": 0, "first_bad_chunk": null,
             })),
-            Self::Recover => object(json!({"recovered": []})),
+            Self::Recover => object(json!({"recovered": [], "late": []})),
             #[cfg(feature = "object")]
             Self::Probe => object(json!({"location": null, "fencing": null, "proven": {}})),
             #[cfg(feature = "encrypt")]

@@ -4,6 +4,7 @@ mod daemons;
 mod engines;
 mod faults;
 mod lives;
+mod over_http;
 mod places;
 
 use blockferry::store::Fencing;

@@ -86,6 +86,12 @@ struct Shared {
     late: Mutex<Vec<Request<s3s::Body>>>,
 }
 
+impl std::fmt::Debug for S3Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("S3Server").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
 impl Drop for S3Server {
     fn drop(&mut self) {
         #[expect(clippy::disallowed_methods, reason = "it only accepts, and writes nothing")]
