@@ -110,6 +110,12 @@ impl BucketAddress {
         Self { key: key.to_owned(), ..self.clone() }
     }
 
+    /// Whether both are in one bucket of one service, as far as their texts tell.
+    pub fn shares_bucket(&self, other: &Self) -> bool {
+        let bucket = |of: &Self| Self { plain: false, unfenced: false, ..of.with_key("") };
+        bucket(self) == bucket(other)
+    }
+
     /// The text before `?`, and from there on.
     pub(super) fn parts(&self) -> (String, String) {
         let scheme = if self.plain { "s3+raw" } else { "s3" };

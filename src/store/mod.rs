@@ -29,6 +29,7 @@ mod trouble;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -61,6 +62,9 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Where that key is within the whole service: what [`Store::copy`] of another store takes.
     fn address(&self, key: &str) -> Address;
+
+    /// Another prefix of the same bucket, or all of it: what it asks is of no account here.
+    fn beside(&self, prefix: &str) -> Arc<dyn Store>;
 
     /// Reads an object whole, with its version; `None` where there is none.
     ///

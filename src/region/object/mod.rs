@@ -6,6 +6,7 @@
 //! the swap that leaves `Active` decides between commit and cancel, for every daemon that ever
 //! comes. No file of the daemon that began a copy is needed to go on with it.
 
+mod alike;
 mod answers;
 mod claim;
 mod decide;

@@ -57,8 +57,8 @@ pub(super) struct Inner {
 
 #[derive(Clone, Debug)]
 pub(super) struct Attempt {
-    epoch: u32,
-    prefix: String,
+    pub(super) epoch: u32,
+    pub(super) prefix: String,
     zeros: u32,
 }
 

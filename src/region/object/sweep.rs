@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::ChunkIndex;
 use crate::id::{ImageId, JobId};
 use crate::sabotage;
-use crate::store::{DELETE_KEYS_MAX, Entry, PAGE_ENTRIES_MAX};
+use crate::store::{DELETE_KEYS_MAX, Entry, PAGE_ENTRIES_MAX, Store};
 
 use super::Shared;
 use super::image::{IMAGE_LEN_MAX, Image};
@@ -114,35 +114,7 @@ impl Shared {
 
     /// The manifest that the head of a committed image names.
     pub(super) async fn made(&self, held: &Held) -> Result<Image> {
-        let head = held.head.as_ref().filter(|head| head.sight.phase == Phase::Committed);
-        let Some((head, made)) = head.and_then(|head| Some((head, head.made?))) else {
-            return Err(Error::new(ErrorKind::NotFound, "read the manifest of an image")
-                .within(self.store.location()));
-        };
-        let (image, sight) = (&head.image, &head.sight);
-        let key = names::manifest(&names::attempt(image, sight.job, sight.epoch));
-        let told = |error: Error| error.within(format!("{}/{key}", self.store.location()));
-        let limit = made.manifest_bytes.min(IMAGE_LEN_MAX);
-        let object = self.store.get(&key, limit).await.map_err(told)?.ok_or_else(|| {
-            told(Error::new(ErrorKind::Corrupt, "read the manifest of an image: it is gone"))
-        })?;
-        if blake3::hash(&object.bytes).as_bytes() != made.manifest.as_bytes() {
-            return Err(told(Error::new(
-                ErrorKind::Corrupt,
-                "read the manifest of an image: it is not the one that was committed",
-            )));
-        }
-        let read = Image::decode(&object.bytes).map_err(told)?;
-        let agrees = read.manifest.root() == made.root
-            && read.manifest.geometry().image_bytes() == made.image_bytes
-            && read.manifest.job() == Some(sight.job);
-        if !agrees {
-            return Err(told(Error::new(
-                ErrorKind::Corrupt,
-                "read the manifest of an image: its head says otherwise",
-            )));
-        }
-        Ok(read)
+        made(&*self.store, held).await
     }
 
     /// What nobody wants any more: late writes of attempts that are over, and what speaks of jobs
@@ -257,6 +229,39 @@ impl Shared {
                 .within(self.store.location())
         })
     }
+}
+
+/// The manifest that the head of a committed image names.
+pub(super) async fn made(store: &dyn Store, held: &Held) -> Result<Image> {
+    let head = held.head.as_ref().filter(|head| head.sight.phase == Phase::Committed);
+    let Some((head, made)) = head.and_then(|head| Some((head, head.made?))) else {
+        return Err(Error::new(ErrorKind::NotFound, "read the manifest of an image")
+            .within(store.location()));
+    };
+    let (image, sight) = (&head.image, &head.sight);
+    let key = names::manifest(&names::attempt(image, sight.job, sight.epoch));
+    let told = |error: Error| error.within(format!("{}/{key}", store.location()));
+    let limit = made.manifest_bytes.min(IMAGE_LEN_MAX);
+    let object = store.get(&key, limit).await.map_err(told)?.ok_or_else(|| {
+        told(Error::new(ErrorKind::Corrupt, "read the manifest of an image: it is gone"))
+    })?;
+    if blake3::hash(&object.bytes).as_bytes() != made.manifest.as_bytes() {
+        return Err(told(Error::new(
+            ErrorKind::Corrupt,
+            "read the manifest of an image: it is not the one that was committed",
+        )));
+    }
+    let read = Image::decode(&object.bytes).map_err(told)?;
+    let agrees = read.manifest.root() == made.root
+        && read.manifest.geometry().image_bytes() == made.image_bytes
+        && read.manifest.job() == Some(sight.job);
+    if !agrees {
+        return Err(told(Error::new(
+            ErrorKind::Corrupt,
+            "read the manifest of an image: its head says otherwise",
+        )));
+    }
+    Ok(read)
 }
 
 /// A listing, page by page.

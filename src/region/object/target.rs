@@ -12,11 +12,11 @@ use crate::job::{JobSpec, Progress};
 use crate::manifest::Manifest;
 use crate::region::{BoxFuture, LocalFile, Outcome, Restored, Target, Wishes};
 
-use super::Shared;
 use super::household::Presence;
 use super::pulse::Heart;
 use super::register::Held;
 use super::stage::Stage;
+use super::{Shared, alike};
 
 /// A stage, and its one owner. Dropping it is a crash: the stage stays.
 #[derive(Debug)]
@@ -70,7 +70,11 @@ impl Target for ObjectTarget {
     }
 
     fn begin(&self) -> BoxFuture<'_, Result<Restored>> {
-        Box::pin(self.stage.begin())
+        Box::pin(async move {
+            let mut restored = self.stage.begin().await?;
+            restored.base = alike::find(&self.stage).await;
+            Ok(restored)
+        })
     }
 
     fn write(&self, chunk: Sealed) -> BoxFuture<'_, Result<Written>> {

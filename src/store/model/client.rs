@@ -55,8 +55,7 @@ impl Silence {
 
 impl ModelStore {
     pub(super) fn new(model: Model, prefix: &str) -> Self {
-        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        Self { model, prefix, shared: Arc::default() }
+        Self { model, prefix: folder(prefix), shared: Arc::default() }
     }
 
     /// The server behind it.
@@ -196,6 +195,11 @@ macro_rules! take {
     }};
 }
 
+/// What keys below that prefix begin with.
+fn folder(prefix: &str) -> String {
+    if prefix.is_empty() { String::new() } else { format!("{prefix}/") }
+}
+
 impl Store for ModelStore {
     fn location(&self) -> String {
         format!("model://bucket/{}", self.prefix).trim_end_matches('/').to_owned()
@@ -204,6 +208,10 @@ impl Store for ModelStore {
     fn address(&self, key: &str) -> Address {
         let bucket = format!("model-{:p}", Arc::as_ptr(&self.model.shared));
         Address { bucket, key: format!("{}{key}", self.prefix) }
+    }
+
+    fn beside(&self, prefix: &str) -> Arc<dyn Store> {
+        Arc::new(Self { prefix: folder(prefix), ..self.clone() })
     }
 
     fn get<'a>(&'a self, key: &'a str, len_max: u64) -> BoxFuture<'a, Result<Option<Object>>> {

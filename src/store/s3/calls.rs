@@ -1,6 +1,7 @@
 //! Every call of a store, as S3 answers it.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use bytes::Bytes;
 
@@ -10,7 +11,7 @@ use crate::store::{
     Address, BoxFuture, Condition, Meta, Object, Page, Part, Put, Store, Upload, UploadId, Version,
 };
 
-use super::S3Store;
+use super::{S3Store, folder};
 
 impl Store for S3Store {
     fn location(&self) -> String {
@@ -19,6 +20,18 @@ impl Store for S3Store {
 
     fn address(&self, key: &str) -> Address {
         Address { bucket: self.bucket.clone(), key: format!("{}{key}", self.prefix) }
+    }
+
+    fn beside(&self, prefix: &str) -> Arc<dyn Store> {
+        let place = format!("s3://{}/{prefix}", self.bucket_name);
+        Arc::new(Self {
+            client: self.client.clone(),
+            bucket: self.bucket.clone(),
+            bucket_name: self.bucket_name.clone(),
+            prefix: folder(prefix),
+            location: place.trim_end_matches('/').to_owned(),
+            wants_bare_tags: AtomicBool::new(self.wants_bare_tags.load(Relaxed)),
+        })
     }
 
     fn get<'a>(&'a self, key: &'a str, len_max: u64) -> BoxFuture<'a, Result<Option<Object>>> {

@@ -43,7 +43,7 @@ const PAGE_COUNT_MAX: usize = 1000;
 ///
 /// Wrap it in a [`Steady`](crate::store::Steady), as [`S3Store::open`] does.
 pub struct S3Store {
-    client: Client,
+    client: Arc<Client>,
     /// Service and bucket, as in an [`Address`].
     bucket: String,
     bucket_name: String,
@@ -70,15 +70,14 @@ impl S3Store {
     /// [`ErrorKind::Invalid`] when the settings contradict each other or a file with them cannot be
     /// read.
     pub fn new(address: &BucketAddress, options: &S3Options) -> Result<Self> {
-        let client = options.open(address)?;
+        let client = Arc::new(options.open(address)?);
         let prefix = if address.plain { "" } else { address.key.as_str() };
-        let slash = if prefix.is_empty() { "" } else { "/" };
         let location = address.to_string();
         Ok(Self {
             bucket: client.bucket_url.clone(),
             bucket_name: address.bucket.clone(),
             client,
-            prefix: format!("{prefix}{slash}"),
+            prefix: folder(prefix),
             location: location.split('?').next().unwrap_or_default().to_owned(),
             wants_bare_tags: AtomicBool::new(false),
         })
@@ -407,6 +406,11 @@ impl S3Store {
         let reply = self.client.ask(ask).await?;
         self.parse::<xml::CopyObjectResult>("CopyObjectResult", &reply.body).map(drop)
     }
+}
+
+/// What keys below that prefix begin with.
+fn folder(prefix: &str) -> String {
+    if prefix.is_empty() { String::new() } else { format!("{prefix}/") }
 }
 
 /// The request with its condition. `bare`: the version without quotes.

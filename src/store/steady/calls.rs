@@ -23,6 +23,11 @@ impl Store for Steady {
         self.shared.inner.address(key)
     }
 
+    fn beside(&self, prefix: &str) -> Arc<dyn Store> {
+        let inner = self.shared.inner.beside(prefix);
+        Arc::new(Self::new(inner, self.shared.options.clone()))
+    }
+
     fn get<'a>(&'a self, key: &'a str, len_max: u64) -> BoxFuture<'a, Result<Option<Object>>> {
         let (task, key) = (Task::new("read an object").bytes(len_max).repeatable(), key.to_owned());
         Box::pin(self.call(task, move |store| {

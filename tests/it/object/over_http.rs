@@ -268,6 +268,36 @@ mod command {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn the_store_itself_copies_from_one_prefix_to_another() {
+        let world = World::new().await;
+        let (from, server) = (world.url("north/m-1"), &world.server);
+        let up = world.good("one", &["copy", "disk.raw", &from, "--chunk-size", "1MiB"]).await;
+        // Chunks are objects with a dash in their names; a manifest and a head are read.
+        let chunk_gets = || {
+            let seen = server.seen();
+            let of_chunk = |path: &str| path.rsplit('/').next().is_some_and(|n| n.contains('-'));
+            seen.iter().filter(|s| s.operation == "GetObject" && of_chunk(&s.path)).count()
+        };
+        let read = chunk_gets();
+        let copied = world.good("two", &["copy", &from, &world.url("south/m-2")]).await;
+        assert_eq!((&copied["outcome"], &copied["root"]), (&"committed".into(), &up["root"]));
+        assert_eq!((server.count("CopyObject"), chunk_gets()), (11, read), "{copied}");
+        assert_eq!(copied["reused_bytes"], (10 * MIB + 4321) as u64);
+        assert_eq!((&copied["read_bytes"], &copied["written_bytes"]), (&0.into(), &0.into()));
+        world.good("two", &["verify", &world.url("south/m-2")]).await;
+
+        // Where the store cannot, or chunks are cut otherwise, bytes go through us.
+        server.fault_always("CopyObject", Fault::Status(501, "NotImplemented"));
+        for (image, size) in [("south/m-3", "1MiB"), ("south/m-4", "2MiB")] {
+            let target = world.url(image);
+            let copied = world.good("two", &["copy", &from, &target, "--chunk-size", size]).await;
+            assert!(copied["written_bytes"].as_u64() > Some(0), "{copied}");
+            world.good("two", &["verify", &target]).await;
+        }
+        assert_eq!(world.strays(&["m-1", "m-2", "m-3", "m-4"]), Vec::<String>::new());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_store_that_lets_nobody_in_or_ignores_conditions_is_refused_in_its_own_words() {
         let world = World::new().await;
         let image = world.url("north/m-1");
