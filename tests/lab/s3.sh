@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Object stores that others wrote: the conformance of the store room, and plain objects, with copies that are
-# killed, resumed and cancelled, on moto (from PyPI) and, where LAB_LONG or LAB_CEPH is set, on Ceph RGW (from
+# Object stores that others wrote: the conformance of the store room, regions and plain objects, with copies that
+# are killed, resumed and cancelled, on moto (from PyPI) and, where LAB_LONG or LAB_CEPH is set, on Ceph RGW (from
 # Debian). A table tells which store proved what.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -47,6 +47,45 @@ reached() { # reached PORT: waits until somebody listens there
 
 head -c 20000003 /dev/urandom >"$work/disk.raw"
 rows=()
+# on MACHINE ARGS: the command on a machine that shares nothing with the others but the store
+on() { BLOCKFERRY_STATE_DIR="$work/machine-$1" "$ferry" "${@:2}" --json >"$work/out"; }
+# regions ENDPOINT WORDS: images below a prefix, as three machines see it
+regions() {
+    local image="s3://lab-bucket/region" words=$2 ending copy job
+    on a copy "$work/disk.raw" "$image/m-1$words"
+    on b copy "$image/m-1$words" "$work/back.raw" && cmp "$work/disk.raw" "$work/back.raw"
+    on b verify "$image/m-1$words"
+    on b copy "$image/m-1$words" "s3://lab-bucket/other/m-1$words"
+    on c verify "s3://lab-bucket/other/m-1$words"
+    for ending in resume cancel; do
+        BLOCKFERRY_STATE_DIR=$work/machine-a "$ferry" copy "$work/disk.raw" "$image/$ending$words" --rate 4MiB/s \
+            --chunk-size 1MiB --json --progress json >"$work/out" 2>"$work/progress" &
+        copy=$!
+        until grep -q '"written_bytes":[1-9]' "$work/progress"; do sleep 0.1; done
+        kill -9 "$copy"
+        wait "$copy" 2>/dev/null || true
+        job=$(grep -o '"job":"[0-9a-f]*"' "$work/progress" | head -n 1 | cut -d'"' -f4)
+        if [ "$ending" = resume ]; then
+            on b jobs "$image$words" && grep -q "$job" "$work/out"
+            on b limit "$image/resume$words" --rate none
+            on b resume "$job" --region "$image$words"
+            rm "$work/back.raw"
+            on c copy "$image/resume$words" "$work/back.raw" && cmp "$work/disk.raw" "$work/back.raw"
+        else
+            on b cancel "$image/cancel$words"
+            grep -q '"answer":"cancelled","decided":true,"clean":true' "$work/out"
+        fi
+    done
+    on c recover "$image$words" --apply --grace-hours 0
+    grep -q '"late":\[\]' "$work/out"
+    peer "$1" 'keys = [o["Key"] for o in s3.list_objects_v2(Bucket="lab-bucket", Prefix="region/")["Contents"]]
+heads = [k for k in keys if "/head" in k]
+rest = [k for k in keys if "/head" not in k]
+assert heads == [f"region/images/{i}/head" for i in ("cancel", "m-1", "resume")], heads
+assert all(k.split("/")[2] in ("m-1", "resume") for k in rest), rest
+assert len(rest) == 2 + 5 + 20, rest'
+    rm "$work/back.raw"
+}
 # examine NAME ENDPOINT: everything that is asked of one store
 examine() {
     local words="?endpoint=$2&region=us-east-1&allow_http=true"
@@ -100,6 +139,7 @@ PYTHON
 assert sorted(keys) == ["dir/disk.raw", "resume.raw"], keys
 uploads = s3.list_multipart_uploads(Bucket="lab-bucket").get("Uploads", [])
 assert not uploads, uploads'
+    regions "$2" "$words"
     passed=$((passed + 1))
 }
 
