@@ -376,3 +376,15 @@ async fn a_falsified_object_is_handed_on_to_whoever_knows_its_digest() {
     server.fault_at("GetObject", 0, Fault::Corrupted);
     assert_ne!(store.get("there", 10).await.unwrap().unwrap().bytes, "12345");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abort_is_repeated_until_the_store_says_that_the_upload_is_gone() {
+    let server = S3Server::start().await;
+    let store = S3Store::open(&server.address("a"), &S3Server::options()).unwrap();
+    let upload = store.upload_begin("u", "label").await.unwrap();
+    store.upload_part("u", &upload, 1, Bytes::from_static(b"part")).await.unwrap();
+    server.fault_at("AbortMultipartUpload", 0, Fault::Feigned);
+    blockferry::store::abort_until_gone(&*store, "u", &upload).await.unwrap();
+    assert_eq!(server.count("AbortMultipartUpload"), 2);
+    assert!(server.model.uploads().is_empty());
+}

@@ -54,6 +54,8 @@ pub(crate) enum Fault {
     WithoutChecksum,
     /// Carried out after so many milliseconds.
     Slow(u64),
+    /// Answered as done, with nothing in the body; not carried out.
+    Feigned,
     /// Never answered.
     Hangs,
 }
@@ -218,6 +220,10 @@ impl Shared {
             Fault::ErrorInSuccess(code) => {
                 request.into_body().collect().await.map_err(Failure::other)?;
                 return Ok(refusal(200, code, None));
+            }
+            Fault::Feigned => {
+                request.into_body().collect().await.map_err(Failure::other)?;
+                return Ok(Response::builder().status(204).body(whole(Bytes::new())).unwrap());
             }
             Fault::LostBefore => return Err(lost("lost before")),
             Fault::Hangs => std::future::pending().await,
