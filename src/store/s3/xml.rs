@@ -125,10 +125,12 @@ pub(super) struct DeleteError {
     pub(super) message: String,
 }
 
-/// Reads a reply whose outermost element has that name.
+/// Reads a reply whose outermost element has that name: `…Result`, for which some say `…Response`.
 pub(super) fn parse<T: serde::de::DeserializeOwned>(root: &str, body: &[u8]) -> Result<T> {
     let unlike = || Error::new(ErrorKind::Io, format!("understand the store: no {root}"));
-    if root_of(body) != Some(root.as_bytes()) {
+    let name = |root: &str| root_of(body) == Some(root.as_bytes());
+    let respelt = root.strip_suffix("Result").map(|of| format!("{of}Response"));
+    if !name(root) && !respelt.is_some_and(|respelt| name(&respelt)) {
         return Err(unlike());
     }
     quick_xml::de::from_reader(body).map_err(|error| unlike().because(error))
@@ -234,6 +236,8 @@ mod tests {
         assert_eq!(error_of(b"<Error/>").unwrap().code, "");
         assert!(parse::<ListBucketResult>("ListBucketResult", body).is_err());
         assert!(parse::<ListPartsResult>("ListPartsResult", b"<ListPartsResult><Part>").is_err());
+        assert!(parse::<ListPartsResult>("ListPartsResult", b"<ListPartsResponse/>").is_ok());
+        assert!(parse::<ListPartsResult>("ListPartsResult", b"<ListResponse/>").is_err());
     }
 
     #[test]
