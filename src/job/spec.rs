@@ -32,11 +32,15 @@ impl Endpoint {
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The region of a plain file holds that one file: its name is the whole location.
-        if self.region.as_str().starts_with("file://") {
+        let region = self.region.as_str();
+        // The region of a plain file or object holds that one: its name is the whole location.
+        if region.starts_with("file://") || region.starts_with("s3+raw://") {
             return self.region.fmt(f);
         }
-        write!(f, "{}/{}", self.region, self.image)
+        match region.split_once('?').filter(|_| region.starts_with("s3://")) {
+            Some((place, words)) => write!(f, "{place}/{}?{words}", self.image),
+            None => write!(f, "{region}/{}", self.image),
+        }
     }
 }
 
