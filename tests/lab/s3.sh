@@ -58,10 +58,11 @@ regions() {
     on b copy "$image/m-1$words" "s3://lab-bucket/other/m-1$words"
     on c verify "s3://lab-bucket/other/m-1$words"
     for ending in resume cancel; do
+        rm -f "$work/progress"
         BLOCKFERRY_STATE_DIR=$work/machine-a "$ferry" copy "$work/disk.raw" "$image/$ending$words" --rate 4MiB/s \
             --chunk-size 1MiB --json --progress json >"$work/out" 2>"$work/progress" &
         copy=$!
-        until grep -q '"written_bytes":[1-9]' "$work/progress"; do sleep 0.1; done
+        until grep -qs '"written_bytes":[1-9]' "$work/progress"; do sleep 0.1; done
         kill -9 "$copy"
         wait "$copy" 2>/dev/null || true
         job=$(grep -o '"job":"[0-9a-f]*"' "$work/progress" | head -n 1 | cut -d'"' -f4)
@@ -118,10 +119,11 @@ PYTHON
 
     # Killed in the middle, resumed; killed in the middle, cancelled: nothing is left.
     for ending in resume cancel; do
+        rm -f "$work/progress"
         "$ferry" copy "$work/disk.raw" "s3+raw://lab-bucket/$ending.raw$words" --rate 4MiB/s --json \
             --progress json >"$work/out" 2>"$work/progress" &
         local copy=$!
-        until grep -q '"written_bytes":[1-9]' "$work/progress"; do sleep 0.1; done
+        until grep -qs '"written_bytes":[1-9]' "$work/progress"; do sleep 0.1; done
         kill -9 "$copy"
         wait "$copy" 2>/dev/null || true
         local job
