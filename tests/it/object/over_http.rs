@@ -243,67 +243,6 @@ mod command {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_landed_late_is_listed_and_swept_on_request() {
-        let world = World::new().await;
-        let (region, image) = (world.url("north"), world.url("north/m-1"));
-        world.good("one", &["copy", "disk.raw", &image]).await;
-        let model = &world.server.model;
-        let chunk = model.keys().into_iter().find(|key| key.contains('-')).unwrap();
-        // As if an earlier job's write had come only now.
-        let (_, name) = chunk.rsplit_once('/').unwrap();
-        let late = format!("north/images/m-1/{}.00000001/{name}", "ab".repeat(16));
-        model.insert(&late, vec![1; 100]);
-        let fresh = world.good("two", &["recover", &region, "--apply"]).await;
-        assert_eq!(fresh["late"], serde_json::json!([]), "nothing that young");
-        assert!(model.keys().contains(&late));
-        let listed = world.good("two", &["recover", &region, "--grace-hours", "0"]).await;
-        assert_eq!(
-            (&listed["late"][0]["bytes"], &listed["late"][0]["removed"]),
-            (&100.into(), &false.into())
-        );
-        assert!(model.keys().contains(&late));
-        // The store's clock is read off a header that has seconds only.
-        model.advance_ms(2000);
-        let swept = world.good("two", &["recover", &region, "--apply", "--grace-hours", "0"]).await;
-        assert_eq!(swept["late"].as_array().unwrap().len(), 1, "{swept}");
-        assert!(!model.keys().contains(&late));
-        world.good("two", &["verify", &image]).await;
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn the_store_itself_copies_from_one_prefix_to_another() {
-        let world = World::new().await;
-        let (from, server) = (world.url("north/m-1"), &world.server);
-        let up = world.good("one", &["copy", "disk.raw", &from, "--chunk-size", "1MiB"]).await;
-        // Chunks are objects with a dash in their names; what a probe does lies elsewhere.
-        let of_chunks = |operation| {
-            let is_chunk = |path: &str| {
-                path.contains("/images/")
-                    && path.rsplit('/').next().is_some_and(|n| n.contains('-'))
-            };
-            let seen = server.seen();
-            seen.iter().filter(|s| s.operation == operation && is_chunk(&s.path)).count()
-        };
-        let read = of_chunks("GetObject");
-        let copied = world.good("two", &["copy", &from, &world.url("south/m-2")]).await;
-        assert_eq!((&copied["outcome"], &copied["root"]), (&"committed".into(), &up["root"]));
-        assert_eq!((of_chunks("CopyObject"), of_chunks("GetObject")), (11, read), "{copied}");
-        assert_eq!(copied["reused_bytes"], (10 * MIB + 4321) as u64);
-        assert_eq!((&copied["read_bytes"], &copied["written_bytes"]), (&0.into(), &0.into()));
-        world.good("two", &["verify", &world.url("south/m-2")]).await;
-
-        // Where the store cannot, or chunks are cut otherwise, bytes go through us.
-        server.fault_always("CopyObject", Fault::Status(501, "NotImplemented"));
-        for (image, size) in [("south/m-3", "1MiB"), ("south/m-4", "2MiB")] {
-            let target = world.url(image);
-            let copied = world.good("two", &["copy", &from, &target, "--chunk-size", size]).await;
-            assert!(copied["written_bytes"].as_u64() > Some(0), "{copied}");
-            world.good("two", &["verify", &target]).await;
-        }
-        assert_eq!(world.strays(&["m-1", "m-2", "m-3", "m-4"]), Vec::<String>::new());
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
     async fn a_store_that_lets_nobody_in_or_ignores_conditions_is_refused_in_its_own_words() {
         let world = World::new().await;
         let image = world.url("north/m-1");
