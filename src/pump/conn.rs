@@ -20,6 +20,13 @@ use crate::wire::frame::{Expect, Frame, Packet, wanted};
 /// How many bytes are read ahead of a header, and gathered before they are written.
 const GATHER_BYTES: usize = 16 << 10;
 
+/// A buffer this long is used again: fresh pages for it would cost as much as hashing its bytes.
+const LONG_BYTES: usize = 256 << 10;
+
+/// How many long buffers of a connection may be in use and come back: one being read into, one
+/// that waits, one being worked on.
+const LONG_COUNT_MAX: usize = 3;
+
 /// What a connection runs over.
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -69,7 +76,12 @@ pub(crate) struct Conn {
 impl Conn {
     pub(crate) fn new(stream: Box<dyn Duplex>, socket: Socket, now: Instant) -> Self {
         let (read, write) = split(stream);
-        let reader = Reader { from: read, buffer: BytesMut::new(), pace: Pacer::new(now) };
+        let reader = Reader {
+            from: read,
+            buffer: BytesMut::new(),
+            lent: VecDeque::new(),
+            pace: Pacer::new(now),
+        };
         let writer = Writer {
             to: write,
             gathered: BytesMut::new(),
@@ -90,6 +102,8 @@ impl fmt::Debug for Conn {
 pub(crate) struct Reader {
     from: ReadHalf<Box<dyn Duplex>>,
     buffer: BytesMut,
+    /// The ends, of no length, of long buffers whose bytes are out: what keeps their memory.
+    lent: VecDeque<BytesMut>,
     pace: Pacer,
 }
 
@@ -98,9 +112,16 @@ impl Reader {
     ///
     /// Dropped, it loses nothing: what has been read waits for the next call.
     pub(crate) async fn frame(&mut self, expect: Expect) -> Result<Frame> {
+        if expect.is_brief() {
+            self.lent.clear();
+        }
         loop {
             if let Some(frame) = Frame::decode(&mut self.buffer, expect)? {
                 self.pace.rest();
+                if frame.body.len() >= LONG_BYTES && self.buffer.is_empty() {
+                    self.lent.push_back(std::mem::take(&mut self.buffer));
+                    self.lent.truncate(LONG_COUNT_MAX);
+                }
                 return Ok(frame);
             }
             let mut missing = wanted(&self.buffer, expect)?;
@@ -116,7 +137,7 @@ impl Reader {
     }
 
     async fn fill(&mut self, len: usize) -> Result<usize> {
-        self.buffer.reserve(len);
+        self.make_room(len);
         let mut room = (&mut self.buffer).limit(len);
         let count = tokio::select! {
             // Looked at first: while there are bytes no timer is set.
@@ -131,6 +152,19 @@ impl Reader {
         }
         self.pace.moved(count);
         Ok(count)
+    }
+
+    /// Room for `len` more bytes, in a long buffer that came back if they are many.
+    fn make_room(&mut self, len: usize) {
+        let whole = self.buffer.len() + len;
+        if whole >= LONG_BYTES && self.buffer.capacity() < whole {
+            let back = self.lent.iter_mut().position(|lent| lent.try_reclaim(whole));
+            if let Some(mut long) = back.and_then(|at| self.lent.remove(at)) {
+                long.extend_from_slice(&self.buffer);
+                self.buffer = long;
+            }
+        }
+        self.buffer.reserve(len);
     }
 
     /// Waits for the other side to hang up; whatever else it says goes nowhere.
@@ -316,6 +350,29 @@ mod tests {
         assert!(trickled >= span && trickled < span + 2 * sec, "{trickled:?}");
         let rate = usize::try_from(MinRate::BYTES_PER_SEC).unwrap();
         assert_eq!(lasts(40, rate).await, None, "fast enough");
+    }
+
+    #[tokio::test]
+    async fn memory_of_long_frames_is_used_again_once_nobody_holds_it() {
+        let (mut conn, mut far) = conn(1 << 20);
+        let expect = Expect::agreed(VERSION, 1 << 20);
+        let mut next = async |byte: u8| {
+            let long = Message::Told(vec![byte; LONG_BYTES].into()).packet(VERSION, 1);
+            far.write_all(&long.to_bytes()).await.unwrap();
+            let body = conn.reader.frame(expect).await.unwrap().body;
+            assert!(body.iter().all(|held| *held == byte));
+            body
+        };
+        let first = next(1).await;
+        let place = first.as_ptr();
+        let second = next(2).await;
+        assert_ne!(second.as_ptr(), place, "it is held");
+        drop(first);
+        assert_eq!(next(3).await.as_ptr(), place);
+        assert!(second.iter().all(|held| *held == 2));
+        far.write_all(&Message::Ping.packet(VERSION, 1).to_bytes()).await.unwrap();
+        conn.reader.frame(expect.brief()).await.unwrap();
+        assert!(conn.reader.lent.is_empty(), "an idle connection holds no memory");
     }
 
     #[tokio::test(start_paused = true)]

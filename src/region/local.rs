@@ -12,6 +12,7 @@ use crate::id::KeyId;
 use crate::job::Fingerprint;
 use crate::manifest::Manifest;
 use crate::plan::{Extent, ExtentKind};
+use crate::region::buffers::Buffers;
 use crate::region::{BoxFuture, EncryptedFile, LocalFile, Source, blocking};
 use crate::sabotage;
 
@@ -33,6 +34,7 @@ struct Shared {
     /// root.
     path: Option<PathBuf>,
     manifest: Option<Arc<Manifest>>,
+    buffers: Buffers,
 }
 
 impl LocalSource {
@@ -78,7 +80,9 @@ impl LocalSource {
     ) -> Result<Self> {
         let size_bytes = file.len().map_err(|error| error.within(location.clone()))?;
         let file = LocalFile::of(Arc::new(file))?;
-        Ok(Self { shared: Arc::new(Shared { location, size_bytes, file, path, manifest }) })
+        let buffers = Buffers::default();
+        let shared = Shared { location, size_bytes, file, path, manifest, buffers };
+        Ok(Self { shared: Arc::new(shared) })
     }
 }
 
@@ -140,13 +144,13 @@ impl Shared {
         if let Some(encrypted) = &self.file.encrypted {
             return encrypted.read_range(&self.file.file, range).map(Bytes::from);
         }
-        let mut buffer = vec![0; to_usize(range.len)];
-        let count = self.file.file.read_at(range.offset, &mut buffer)?;
+        let mut buffer = self.buffers.take(to_usize(range.len));
+        let count = self.file.file.read_at(range.offset, buffer.bytes_mut())?;
         if to_u64(count) < range.len {
             return Err(Error::new(ErrorKind::SourceChanged, "read source: it has become shorter")
                 .at(self.location.clone(), range.offset + to_u64(count)));
         }
-        Ok(buffer.into())
+        Ok(buffer.freeze())
     }
 }
 

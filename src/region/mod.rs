@@ -28,6 +28,7 @@
 //! methods, so that a wrapper that forgets one does not compile.
 
 pub(crate) mod base;
+mod buffers;
 mod device;
 pub(crate) mod dir;
 #[cfg_attr(not(feature = "encrypt"), path = "unencrypted.rs")]

@@ -64,6 +64,11 @@ impl Expect {
         Self { chunk_bytes_max: 0, ..self }
     }
 
+    /// Whether nothing as long as a chunk can come.
+    pub(crate) const fn is_brief(self) -> bool {
+        self.chunk_bytes_max == 0
+    }
+
     fn body_len_max(self, kind: Kind) -> u32 {
         match kind {
             Kind::Chunk => CHUNK_PREFIX_LEN.saturating_add(self.chunk_bytes_max),
