@@ -3,6 +3,8 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
@@ -15,6 +17,9 @@ use crate::geometry::{ByteRange, to_u64, to_usize};
 /// A byte of a file that stands for a right; see [`File::try_lock`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LockByte(pub(crate) u64);
+
+/// How long a child that was forked takes at most to begin its program.
+const FORK_TIME: Duration = Duration::from_millis(100);
 
 /// An open file or block device. Reads and writes name their offset; there is no position.
 #[derive(Debug)]
@@ -36,10 +41,20 @@ impl File {
 
     /// Opens a block device for reading and writing, alone: one that is mounted or in use so is
     /// [`ErrorKind::Busy`].
+    ///
+    /// Blocks: one that seems to be in use is tried again for a moment, since a child of this process
+    /// that was forked while the device was open has it open too, until it begins its program.
     pub(crate) fn open_device(path: &Path) -> Result<Self> {
-        retry_on_intr(|| sys::open(path, OFlags::RDWR | OFlags::EXCL))
-            .map(Self)
-            .map_err(|errno| Error::io("open block device", errno))
+        let until = Instant::now() + FORK_TIME;
+        loop {
+            match retry_on_intr(|| sys::open(path, OFlags::RDWR | OFlags::EXCL)) {
+                Err(Errno::BUSY) if Instant::now() < until => thread::sleep(FORK_TIME / 100),
+                opened => {
+                    let opened = opened.map(Self);
+                    return opened.map_err(|errno| Error::io("open block device", errno));
+                }
+            }
+        }
     }
 
     /// Wraps a file that the caller opened.
