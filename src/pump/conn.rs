@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +21,9 @@ use crate::wire::frame::{Expect, Frame, Packet, wanted};
 /// How many bytes are read ahead of a header, and gathered before they are written.
 const GATHER_BYTES: usize = 16 << 10;
 
-/// A buffer this long is used again: fresh pages for it would cost as much as hashing its bytes.
-const LONG_BYTES: usize = 256 << 10;
+/// Buffers of such lengths are used again: fresh pages for one would cost as much as hashing its
+/// bytes. The longest would hold too much memory while they wait.
+const LONG: RangeInclusive<usize> = 256 << 10..=8 << 20;
 
 /// How many long buffers of a connection may be in use and come back: one being read into, one
 /// that waits, one being worked on.
@@ -108,7 +110,8 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// The next frame. Never holds more than one at its longest, and what is read ahead.
+    /// The next frame. Never holds more than one at its longest, what is read ahead, and the memory
+    /// of a few long ones before it.
     ///
     /// Dropped, it loses nothing: what has been read waits for the next call.
     pub(crate) async fn frame(&mut self, expect: Expect) -> Result<Frame> {
@@ -118,9 +121,11 @@ impl Reader {
         loop {
             if let Some(frame) = Frame::decode(&mut self.buffer, expect)? {
                 self.pace.rest();
-                if frame.body.len() >= LONG_BYTES && self.buffer.is_empty() {
+                if LONG.contains(&frame.body.len()) && self.buffer.is_empty() {
                     self.lent.push_back(std::mem::take(&mut self.buffer));
-                    self.lent.truncate(LONG_COUNT_MAX);
+                }
+                if self.lent.len() > LONG_COUNT_MAX {
+                    self.lent.pop_front();
                 }
                 return Ok(frame);
             }
@@ -157,7 +162,7 @@ impl Reader {
     /// Room for `len` more bytes, in a long buffer that came back if they are many.
     fn make_room(&mut self, len: usize) {
         let whole = self.buffer.len() + len;
-        if whole >= LONG_BYTES && self.buffer.capacity() < whole {
+        if LONG.contains(&whole) && self.buffer.capacity() < whole {
             let back = self.lent.iter_mut().position(|lent| lent.try_reclaim(whole));
             if let Some(mut long) = back.and_then(|at| self.lent.remove(at)) {
                 long.extend_from_slice(&self.buffer);
@@ -357,7 +362,7 @@ mod tests {
         let (mut conn, mut far) = conn(1 << 20);
         let expect = Expect::agreed(VERSION, 1 << 20);
         let mut next = async |byte: u8| {
-            let long = Message::Told(vec![byte; LONG_BYTES].into()).packet(VERSION, 1);
+            let long = Message::Told(vec![byte; *LONG.start()].into()).packet(VERSION, 1);
             far.write_all(&long.to_bytes()).await.unwrap();
             let body = conn.reader.frame(expect).await.unwrap().body;
             assert!(body.iter().all(|held| *held == byte));

@@ -8,10 +8,9 @@ use bytes::Bytes;
 use crate::geometry::to_u64;
 
 /// How much memory lies ready at most while nobody uses it.
-const FREE_BYTES_MAX: u64 = 32 << 20;
+const FREE_BYTES_MAX: u64 = 8 << 20;
 
-/// Buffers of one reader of chunks. What its bytes are held by, and what lies ready, is together
-/// never more than were held at one time.
+/// Buffers of one reader of chunks.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Buffers(Arc<Free>);
 
