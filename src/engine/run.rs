@@ -154,10 +154,24 @@ pub(crate) async fn copy(
     check_source(&run).await?;
     run.counters.all_succeeded()?;
     let manifest = run.manifest()?;
+    check_root(&run, &manifest)?;
     committing();
     match run.target.commit(&manifest).await? {
         Outcome::Cancelled => Ok(End::Cancelled),
         Outcome::Committed => Ok(End::Committed(Box::new(run.receipt(&manifest, verified)))),
+    }
+}
+
+/// Each chunk that was read has been compared with what the source vouches for. A hole was not read:
+/// its file system may have lost what was there.
+fn check_root(run: &Run, manifest: &Manifest) -> Result<()> {
+    match run.vouched() {
+        Some(vouched) if vouched.root() != manifest.root() => {
+            Err(Error::new(ErrorKind::Corrupt, "copy: the image does not match its manifest")
+                .within(run.source.location())
+                .hint("it has holes where it had data; nothing was committed"))
+        }
+        _ => Ok(()),
     }
 }
 
