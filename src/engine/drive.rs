@@ -282,6 +282,16 @@ async fn roll_back(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: &Ends, why: Wh
         }
         Ok(Outcome::Committed) => find_committed(engine, entry, ends).await,
         Err(later) => {
+            if later.kind() == ErrorKind::Fenced && matches!(why, Why::Failed(_)) {
+                // It failed here only: the job is somebody else's now, and goes on. Nobody has asked
+                // to cancel it.
+                let state = why.final_state();
+                entry.enter(state);
+                let recorded = engine.index.write(record(state)).await;
+                engine.count(entry, |counts| counts.failed += 1);
+                let later = recorded.err().into_iter().fold(later, Error::and);
+                return why.outcome(false, Some(later));
+            }
             let (job, image) = (entry.spec.job, &entry.spec.target.image);
             // Only what the region has decided may be told as decided.
             let decided = match ends.target_region.cancel(job, image).await {

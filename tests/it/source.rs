@@ -3,16 +3,19 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
-use blockferry::ErrorKind;
 use blockferry::engine::CancelAnswer;
 use blockferry::options::Limits;
 use blockferry::region::Located;
+use blockferry::testing::{Hook, Hooked, Point, When};
+use blockferry::{Error, ErrorKind};
 
 use crate::world::{
-    KIB, MIB, World, committed, ended, failed, image, kind, noise, rate, request, resumed, small,
-    suspended, until_read,
+    KIB, MIB, World, committed, ended, failed, image, kind, noise, rate, region, request, resumed,
+    small, suspended, until_read,
 };
 
 const IMAGE_BYTES: u64 = 2 * MIB;
@@ -157,6 +160,57 @@ async fn a_damaged_image_is_not_copied() {
         world.assert_empty("b");
         assert!(world.n.is_empty());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_whose_data_became_holes_is_not_copied() {
+    for target in ["b/copy", "n/copy"] {
+        let world = World::in_memory();
+        let engine = world.engine().await;
+        world.put(&engine, &noise(3, IMAGE_BYTES), "a/disk").await;
+        let data = world.data_of("a", "disk");
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o600)).unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(&data).unwrap();
+        file.set_len(IMAGE_BYTES / 2).unwrap();
+        file.set_len(IMAGE_BYTES).unwrap();
+
+        let job = engine.copy(request("a/disk", target, small())).await.unwrap();
+        let why = failed(&ended(&job).await, ErrorKind::Corrupt, true);
+        assert!(why.contains("does not match its manifest"), "{why}");
+        let answer = job.cancel().await.unwrap().answer;
+        assert_eq!(answer, CancelAnswer::Cancelled { clean: true });
+        world.assert_empty("b");
+        assert!(world.n.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_fenced_undoes_nothing_when_the_source_changed() {
+    let world = World::in_memory();
+    world.m.insert(&image("disk"), noise(1, IMAGE_BYTES));
+    let engine = world.engine().await;
+    let cancels = Arc::new(AtomicU64::new(0));
+    let seen = cancels.clone();
+    let hook: Hook = Arc::new(move |point: Point| match (point.operation, point.when) {
+        // As a region answers whose job somebody else has taken over.
+        ("discard", When::Before) => Err(Error::new(ErrorKind::Fenced, "discard")),
+        ("cancel", When::Before) => {
+            seen.fetch_add(1, Relaxed);
+            Ok(())
+        }
+        _ => Ok(()),
+    });
+    let hooked = Hooked::new(world.region("b"), hook);
+    engine.register(region("hooked"), Arc::new(hooked)).await.unwrap();
+    let slow = small().with_limits(rate(256 * KIB));
+    let job = engine.copy(request("m/disk", "hooked/disk", slow)).await.unwrap();
+    until_read(&job, 64 * KIB).await;
+    world.m.insert(&image("disk"), noise(2, IMAGE_BYTES));
+    engine.limit(job.id(), Limits::NONE).await.unwrap();
+    failed(&ended(&job).await, ErrorKind::SourceChanged, false);
+    assert_eq!(cancels.load(Relaxed), 0, "the job is not ours to cancel");
+    let staged = world.region("b").recover(None).await.unwrap();
+    assert_eq!(staged.len(), 1, "what was staged is still there");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
