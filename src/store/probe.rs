@@ -89,7 +89,9 @@ impl Proven {
 /// [`remarks`](Proven::remarks).
 ///
 /// # Errors
-/// The store's own failure to do what every store must: write, read and delete an object.
+/// The store's own failure to do what every store must: write, read and delete an object. A
+/// conditional write without a clear answer: what a passing fault leaves open is not taken as
+/// missing, or heads would be looked for where they are not.
 ///
 /// # Cancel safety
 /// Restartable: a probe's objects may be left.
@@ -180,7 +182,9 @@ impl Probe {
             Ok(Put::Refused) if self.store.get(key, LEN_MAX).await? == before => return Ok(true),
             Ok(Put::Refused) => format!("{what} was refused, and written all the same"),
             Ok(Put::Done(_)) => format!("{what} was not refused: the store ignores the condition"),
-            Ok(Put::Unknown(error)) | Err(error) => format!("{what}: {}", error.report()),
+            Ok(Put::Unknown(error)) => return Err(error),
+            Err(error) if error.is_retryable() => return Err(error),
+            Err(error) => format!("{what}: {}", error.report()),
         };
         self.remark(remark);
         Ok(false)
@@ -195,7 +199,9 @@ impl Probe {
             Ok(Put::Done(Some(_))) => format!("{what} was answered as done, but is not read"),
             Ok(Put::Done(None)) => format!("{what} was answered without a version"),
             Ok(Put::Refused) => format!("{what} was refused, though its condition held"),
-            Ok(Put::Unknown(error)) | Err(error) => format!("{what}: {}", error.report()),
+            Ok(Put::Unknown(error)) => return Err(error),
+            Err(error) if error.is_retryable() => return Err(error),
+            Err(error) => format!("{what}: {}", error.report()),
         };
         self.remark(remark);
         Ok(None)

@@ -96,8 +96,19 @@ impl Register {
     pub(super) async fn read(&self, image: &ImageId) -> Result<Held> {
         match (self.fencing.get(), &self.local) {
             (_, Some(local)) => self.read_local(image, local).await,
-            (Some(Fencing::Numbered), _) => self.read_numbered(image).await,
-            (Some(_), _) => self.read_one(image, &names::head(image)).await,
+            (Some(Fencing::Numbered), _) => match self.read_numbered(image).await? {
+                held @ Held { head: Some(_), .. } => Ok(held),
+                // What is kept the other way is there all the same, and not ours to touch.
+                none => match self.read_one(image, &names::head(image)).await? {
+                    Held { head: None, .. } => Ok(none),
+                    _ => Err(self.other_way(image, "swapped in place")),
+                },
+            },
+            (Some(_), _) => match self.read_one(image, &names::head(image)).await? {
+                held @ Held { head: Some(_), .. } => Ok(held),
+                none if self.listed(image).await?.is_empty() => Ok(none),
+                _ => Err(self.other_way(image, "numbered")),
+            },
             // An image's heads are kept one way, and one look tells which.
             (None, _) => match self.read_one(image, &names::head(image)).await? {
                 Held { head: None, .. } => self.read_numbered(image).await,
@@ -202,10 +213,13 @@ impl Register {
         if found.all(|numbered| numbered == ours) {
             return Ok(());
         }
-        let way = if ours { "swapped in place" } else { "numbered" };
-        Err(Error::new(ErrorKind::Unsupported, format!("stage {image}: its heads are {way}"))
+        Err(self.other_way(image, if ours { "swapped in place" } else { "numbered" }))
+    }
+
+    fn other_way(&self, image: &ImageId, way: &str) -> Error {
+        Error::new(ErrorKind::Unsupported, format!("decide about {image}: its heads are {way}"))
             .within(self.store.location())
-            .hint("it was written when this store proved something else; reach it as it was then"))
+            .hint("it was written when this store proved something else; reach it as it was then")
     }
 
     /// Replaces the head by `next`, if it still is what it was read as.
@@ -215,6 +229,16 @@ impl Register {
     pub(super) async fn swap(&self, from: &Held, next: Head) -> Result<Swapped> {
         let image = next.image.clone();
         let mut from = from.clone();
+        if self.fencing.get().is_none() {
+            self.fencing().await?;
+            // It may have been read as kept one way, and be proven now to be kept the other.
+            let now = self.read(&image).await?;
+            match rules::landed(from.sight(), now.sight(), next.sight.txn) {
+                Landed::Unchanged => from = now,
+                Landed::Mine => return Ok(Swapped::Done(now)),
+                Landed::Passed | Landed::Others => return Ok(Swapped::Lost(now)),
+            }
+        }
         let mut failed = None;
         for _ in 0..SWAP_ATTEMPT_COUNT_MAX {
             let unclear = match self.put(&from, &next).await? {
