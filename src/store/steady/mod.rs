@@ -6,7 +6,7 @@
 mod calls;
 mod pace;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -41,7 +41,7 @@ struct Shared {
     budget: Mutex<Budget>,
     latencies: Mutex<HashMap<Kind, Latency>>,
     /// How many requests are under way.
-    live: watch::Sender<usize>,
+    live: watch::Sender<Live>,
     counts: [AtomicU64; 4],
 }
 
@@ -99,7 +99,7 @@ impl Steady {
             freed: Notify::new(),
             budget: Mutex::new(Budget::new()),
             latencies: Mutex::default(),
-            live: watch::Sender::new(0),
+            live: watch::Sender::new(Live::default()),
             counts: Default::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -237,10 +237,12 @@ impl Shared {
         send: &Sending<T>,
     ) -> oneshot::Receiver<Result<T>> {
         self.count(0);
-        self.live.send_modify(|live| *live += 1);
+        let mut number = 0;
+        self.live.send_modify(|live| number = live.begin());
         let (tell, told) = oneshot::channel();
         let (shared, request) = (Arc::clone(self), send(Arc::clone(&self.inner)));
-        let place = Place { shared, task, begun: Instant::now(), verdict: Some(Class::Fatal) };
+        let begun = Instant::now();
+        let place = Place { shared, task, number, begun, verdict: Some(Class::Fatal) };
         tokio::spawn(async move {
             let mut place = place;
             let deadline = place.shared.options.deadline_of(task.bytes);
@@ -277,10 +279,36 @@ fn answer_of<T>(
     })
 }
 
+/// The requests under way, by when they began.
+#[derive(Debug, Default)]
+struct Live {
+    next: u64,
+    under_way: BTreeSet<u64>,
+}
+
+impl Live {
+    fn begin(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.under_way.insert(number);
+        number
+    }
+
+    fn end(&mut self, number: u64) {
+        self.under_way.remove(&number);
+    }
+
+    /// Whether none is left of those before that number.
+    fn are_over(&self, before: u64) -> bool {
+        self.under_way.first().is_none_or(|first| *first >= before)
+    }
+}
+
 /// A request under way: its place in the window, given back whatever becomes of it.
 struct Place {
     shared: Arc<Shared>,
     task: Task,
+    number: u64,
     begun: Instant,
     /// `None`: it went well.
     verdict: Option<Class>,
@@ -295,7 +323,7 @@ impl Drop for Place {
         }
         let (begun, now) = (self.begun.into_std(), now.into_std());
         locked(&self.shared.window).leave(self.verdict, begun, now);
-        self.shared.live.send_modify(|live| *live -= 1);
+        self.shared.live.send_modify(|live| live.end(self.number));
         // The window may have grown by one: two can enter then.
         self.shared.freed.notify_one();
         self.shared.freed.notify_one();
