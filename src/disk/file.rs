@@ -42,8 +42,9 @@ impl File {
     /// Opens a block device for reading and writing, alone: one that is mounted or in use so is
     /// [`ErrorKind::Busy`].
     ///
-    /// Blocks: one that seems to be in use is tried again for a moment, since a child of this process
-    /// that was forked while the device was open has it open too, until it begins its program.
+    /// Blocks: one that seems to be in use is tried again for a moment, since a child of this
+    /// process that was forked while the device was open has it open too, until it begins its
+    /// program.
     pub(crate) fn open_device(path: &Path) -> Result<Self> {
         let until = Instant::now() + FORK_TIME;
         loop {

@@ -283,8 +283,8 @@ async fn roll_back(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: &Ends, why: Wh
         Ok(Outcome::Committed) => find_committed(engine, entry, ends).await,
         Err(later) => {
             if later.kind() == ErrorKind::Fenced && matches!(why, Why::Failed(_)) {
-                // It failed here only: the job is somebody else's now, and goes on. Nobody has asked
-                // to cancel it.
+                // It failed here only: the job is somebody else's now, and goes on. Nobody has
+                // asked to cancel it.
                 let state = why.final_state();
                 entry.enter(state);
                 let recorded = engine.index.write(record(state)).await;

@@ -162,8 +162,8 @@ pub(crate) async fn copy(
     }
 }
 
-/// Each chunk that was read has been compared with what the source vouches for. A hole was not read:
-/// its file system may have lost what was there.
+/// Each chunk that was read has been compared with what the source vouches for. A hole was not
+/// read: its file system may have lost what was there.
 fn check_root(run: &Run, manifest: &Manifest) -> Result<()> {
     match run.vouched() {
         Some(vouched) if vouched.root() != manifest.root() => {

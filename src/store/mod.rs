@@ -260,9 +260,9 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// must, or a write is taken as failed.
     fn has_checksums(&self) -> bool;
 
-    /// Waits until no request is under way any more that this handle has begun: also those of calls
-    /// that were dropped, or answered by another request that was faster. To be called before a listing has
-    /// to show everything that this handle wrote.
+    /// Waits until no request is under way any more that this handle has begun: also those of
+    /// calls that were dropped, or answered by another request that was faster. To be called before
+    /// a listing has to show everything that this handle wrote.
     ///
     /// A request that was given up without an answer may still land later: nobody can wait for it.
     ///

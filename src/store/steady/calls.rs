@@ -199,7 +199,7 @@ impl Store for Steady {
     fn settle(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let mut live = self.shared.live.subscribe();
-            // Not those that begin from now on: other jobs would keep us waiting as long as they run.
+            // Not those that begin from now on: other jobs would keep us waiting while they run.
             let now = live.borrow().next;
             // The sender lives as long as this does.
             drop(live.wait_for(|live| live.are_over(now)).await);
