@@ -49,7 +49,7 @@ impl File {
         let until = Instant::now() + FORK_TIME;
         loop {
             match retry_on_intr(|| sys::open(path, OFlags::RDWR | OFlags::EXCL)) {
-                Err(Errno::BUSY) if Instant::now() < until => thread::sleep(FORK_TIME / 100),
+                Err(Errno::BUSY) if Instant::now() < until => thread::park_timeout(FORK_TIME / 100),
                 opened => {
                     let opened = opened.map(Self);
                     return opened.map_err(|errno| Error::io("open block device", errno));
