@@ -58,12 +58,16 @@ def completed(options):
     options.folder = os.path.abspath(options.folder or options.below)
     options.blockferry = os.path.abspath(options.blockferry)
     options.rounds = options.rounds or (3 if options.quick else 5)
-    options.limit = options.limit or (6 if options.quick else 60)
+    options.limit = options.limit or usual_limit(options.mode)
     options.tables = chosen_tables(options)
     options.sizes = inputs.sizes(options.mode, options.scale)
     options.cancels = 10 if options.quick else 100
     options.resumes = 2 if options.quick else 5
     return options
+
+
+def usual_limit(mode):
+    return 6 if mode == "quick" else 60
 
 
 def chosen_tables(options):
@@ -94,4 +98,7 @@ def repeat_line(options):
         words += [f"--{name} {','.join(chosen)}"] if chosen else []
     words += [f"--rounds {options.rounds}", f"--seed {options.seed}"]
     words += [f"--scale {options.scale:g}"] if options.scale != 1 else []
+    usual = usual_limit(options.mode)
+    words += [f"--limit {options.limit:g}"] if options.limit != usual else []
+    words += [f"--without {','.join(options.without)}"] if options.without else []
     return re.sub(" +", " ", " ".join(words))
