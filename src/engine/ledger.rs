@@ -96,9 +96,10 @@ impl Ledger {
         }
     }
 
-    /// Waits until so little is not durable that more may be written: what a crash can cost is one
-    /// checkpoint interval and what is in flight, however slow the device is. Lanes wait here only
-    /// for the device, never for the journal.
+    /// Waits until so little is not durable that more may be written: what a kill can cost is one
+    /// checkpoint interval and what is in flight, however slow the device is; a power cut also what
+    /// was synced and is not on record yet. Lanes wait here for the device. For the journal they do
+    /// only when it takes longer than they take to write half an interval.
     pub(crate) async fn room(&self) {
         loop {
             let synced = self.synced.notified();
