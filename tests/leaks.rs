@@ -9,7 +9,7 @@ mod heap;
 use std::error::Error;
 use std::fs;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blockferry::ErrorKind;
 use blockferry::engine::{CancelAnswer, CopyRequest, Engine, JobOutcome, Shutdown};
@@ -51,6 +51,11 @@ fn after_a_thousand_jobs_no_descriptor_thread_or_memory_is_left() -> Result<(), 
     assert!(end.threads <= warm.threads, "threads while the engine lives");
     assert!(end.heap <= warm.heap + HEAP_GROWTH_MAX, "the heap grows");
     assert!(end.anonymous_kib <= warm.anonymous_kib + ANONYMOUS_GROWTH_MAX_KIB, "memory grows");
+    // A dropped engine does not wait for its threads: they end once they see that it is gone.
+    let until = Instant::now() + Duration::from_secs(10);
+    while (count("fd")?, count("task")?) != before && Instant::now() < until {
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
     assert_eq!((count("fd")?, count("task")?), before, "descriptors, threads after the engine");
     Ok(())
 }
