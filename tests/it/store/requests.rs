@@ -367,6 +367,23 @@ async fn no_key_outside_the_prefix_is_ever_named() {
     assert!(server.model.bytes("p/odd//key").is_some(), "a key that nobody here made");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_of_what_was_not_asked_for_is_neither_believed_nor_endless() {
+    const STRANGERS: &str = "<ListBucketResult><IsTruncated>true</IsTruncated>\
+        <Contents><Key>other/secret</Key><Size>1</Size></Contents>\
+        <Contents><Key>p/a/1</Key><Size>1</Size></Contents>\
+        <Contents><Key>p/b/1</Key><Size>1</Size></Contents></ListBucketResult>";
+    let server = S3Server::start().await;
+    let store = steady(&server, brisk());
+    server.fault_always("ListObjectsV2", Fault::Says(STRANGERS));
+    let page = store.list("a/", None, 10).await.unwrap();
+    let keys: Vec<_> = page.entries.iter().map(|entry| entry.key.as_str()).collect();
+    assert_eq!((keys, page.more), (vec!["a/1"], true));
+    // The page behind it is the same one again.
+    let error = store.list("a/", Some("a/1"), 10).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{}", error.report());
+}
+
 /// The store room does not know the bytes: whoever reads objects has to check what they are.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_falsified_object_is_handed_on_to_whoever_knows_its_digest() {

@@ -56,6 +56,8 @@ pub(crate) enum Fault {
     Slow(u64),
     /// Answered as done, with nothing in the body; not carried out.
     Feigned,
+    /// Not carried out; answered as done, with that body.
+    Says(&'static str),
     /// Never answered.
     Hangs,
 }
@@ -224,6 +226,10 @@ impl Shared {
             Fault::Feigned => {
                 request.into_body().collect().await.map_err(Failure::other)?;
                 return Ok(Response::builder().status(204).body(whole(Bytes::new())).unwrap());
+            }
+            Fault::Says(text) => {
+                request.into_body().collect().await.map_err(Failure::other)?;
+                return Ok(Response::new(whole(Bytes::from_static(text.as_bytes()))));
             }
             Fault::LostBefore => return Err(lost("lost before")),
             Fault::Hangs => std::future::pending().await,
