@@ -261,8 +261,8 @@ impl EncryptedFile {
     }
 
     pub(crate) fn write_manifest(&self, manifest: &Manifest, sink: &mut dyn Write) -> Result<()> {
-        let mut salt = [0; SALT_LEN];
-        host::fill_random(&mut salt)?;
+        // The number of no chunk.
+        let salt = self.salt(ChunkIndex::new(u32::MAX), 0)?;
         let header = Header {
             geometry: manifest.geometry(),
             job: manifest.job(),
@@ -282,8 +282,8 @@ impl EncryptedFile {
         stream.finish()
     }
 
-    /// Random bytes, mixed with what tells this write from others: should the host's generator
-    /// repeat itself, as in a clone of a virtual machine, salts still do not.
+    /// Random bytes, mixed with what tells this write from others, the time among it: should the
+    /// host's generator repeat itself, as in a clone of a virtual machine, salts hardly do.
     fn salt(&self, index: ChunkIndex, epoch: u32) -> Result<Salt> {
         static DRAWN: AtomicU64 = AtomicU64::new(0);
         let mut seed = [0; 32];
@@ -299,7 +299,7 @@ impl EncryptedFile {
         let mut hasher = blake3::Hasher::new_derive_key(SALT_CONTEXT);
         hasher.update(&seed).update(&self.cipher.uuid()).update(&epoch.to_le_bytes());
         hasher.update(&index.get().to_le_bytes()).update(&count.to_le_bytes());
-        hasher.update(&process.to_le_bytes());
+        hasher.update(&process.to_le_bytes()).update(&host::unix_ms().to_le_bytes());
         let mut salt = [0; SALT_LEN];
         salt.copy_from_slice(&hasher.finalize().as_bytes()[..SALT_LEN]);
         Ok(salt)

@@ -13,7 +13,7 @@ use crate::job::JobSpec;
 use crate::region::base::BaseImage;
 use crate::region::local::LocalSource;
 use crate::region::stage::{
-    DATA, Described, JournaledTarget, Layout, MANIFEST, NEW_KEY, RECORDS, StageStore, destroy_key,
+    DATA, Described, JournaledTarget, Layout, MANIFEST, RECORDS, StageStore, destroy_key,
     read_manifest, refuse_inside_image, until_decided,
 };
 use crate::region::{
@@ -163,7 +163,6 @@ impl Shared {
         destroy_key(&folder)?;
         folder.remove_file(DATA)?;
         folder.remove_file(RECORDS)?;
-        folder.remove_file(NEW_KEY)?;
         folder.sync()?;
         self.store.root().remove_dir(image.as_str())?;
         self.store.root().sync()

@@ -87,10 +87,12 @@ pub(crate) fn refuse_without_key(spec: &JobSpec, key_file: Option<&[u8]>) -> Res
 /// Makes a wrapped key useless: without it, what it opened is noise. Need not succeed in writing
 /// over it, as on a full disk or one that writes elsewhere; it is removed in any case.
 pub(crate) fn destroy_key(inner: &Dir) -> Result<()> {
-    if let Some(key) = find_rw(inner, KEY)? {
+    // A rewrap that crashed may have left a new one.
+    for name in [KEY, NEW_KEY] {
+        let Some(key) = find_rw(inner, name)? else { continue };
         let len = usize::try_from(key.len()?).unwrap_or(0).min(KEY_LEN_MAX);
         key.write_at(0, &vec![0; len]).and_then(|()| key.sync_data()).ok();
-        inner.remove_file(KEY)?;
+        inner.remove_file(name)?;
         // Order: the key is gone for good before anything else goes.
         inner.sync()?;
     }
