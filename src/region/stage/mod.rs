@@ -19,12 +19,12 @@ use crate::journal::{Found, Header, JOURNAL, Journal, Open, Published, Settlemen
 use crate::region::{Recovered, Settled, StagedJob};
 use crate::{sabotage, sync};
 
-#[cfg(feature = "encrypt")]
-pub(crate) use image::KEY;
 use image::find_rw;
 pub(crate) use image::{
-    DATA, Described, MANIFEST, NEW_KEY, RECORDS, destroy_key, read_manifest, refuse_inside_image,
+    DATA, Described, MANIFEST, RECORDS, destroy_key, read_manifest, refuse_inside_image,
 };
+#[cfg(feature = "encrypt")]
+pub(crate) use image::{KEY, NEW_KEY};
 pub(crate) use owned::OwnedStage;
 pub(crate) use reopen::open_restoring;
 #[cfg(feature = "object")]
