@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use crate::disk::{Dir, DirClaim};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::JobId;
-use crate::journal::{JOURNAL, Journal};
+use crate::journal::{JOURNAL, Journal, Open};
 use crate::region::stage::{put_wish, staged_job};
-use crate::region::{StagedJob, Wish};
+use crate::region::{Recovered, Settled, StagedJob, Wish};
 
 /// The folder of the state folder that holds a folder per job, each with its journal.
 const IN_PLACE: &str = "in-place";
@@ -113,11 +113,70 @@ impl Journals {
         }
     }
 
-    /// Starts that nobody was told of left a folder without a header, and wrote nothing.
-    pub(crate) fn forget_unacknowledged(
+    /// Settles all jobs staged for this place, or only one: `settle` decides about one whose
+    /// journal is ours now, `remove` clears a start that nobody was told of.
+    pub(crate) fn recover(
         &self,
+        only: Option<JobId>,
         remove: &dyn Fn(&Stage) -> Result<()>,
+        settle: impl Fn(&Stage, &Journal) -> Result<Settled>,
+    ) -> Result<Vec<Recovered>> {
+        self.forget_unacknowledged(remove)?;
+        let mut all = self.jobs()?;
+        all.retain(|staged| only.is_none_or(|only| only == staged.spec.job));
+        let settle_one = |staged: StagedJob| {
+            let job = staged.spec.job;
+            self.settle(job, &settle).unwrap_or_else(|error| {
+                Recovered::new(job, Some(staged.spec), Settled::Failed(error))
+            })
+        };
+        Ok(all.into_iter().map(settle_one).collect())
+    }
+
+    /// Settles all jobs staged for this place.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`], about that action, when one of them still copies to it.
+    pub(crate) fn make_way(
+        &self,
+        action: &'static str,
+        settle: impl Fn(&Stage, &Journal) -> Result<Settled>,
     ) -> Result<()> {
+        for staged in self.jobs()? {
+            let job = staged.spec.job;
+            let settled = self.settle(job, &settle)?.settled;
+            if !matches!(settled, Settled::RolledBack | Settled::Committed) {
+                return Err(Error::new(ErrorKind::Busy, action)
+                    .hint(format!("job {job} copies to it: wait, resume or cancel that one")));
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(
+        &self,
+        job: JobId,
+        settle: impl Fn(&Stage, &Journal) -> Result<Settled>,
+    ) -> Result<Recovered> {
+        let Some(stage) = self.find(job)? else {
+            return Ok(Recovered::new(job, None, Settled::Forgotten));
+        };
+        // Order: owned before it is read, or an append by its owner looks like damage.
+        let journal = match Journal::take_over(&stage.dir, job, &mut |_| {}) {
+            Ok(Some(Open::Valid(journal))) => journal,
+            Err(error) if error.kind() != ErrorKind::Busy => return Err(error),
+            Ok(_) | Err(_) => {
+                let spec = self.job(job)?.map(|told| told.spec);
+                return Ok(Recovered::new(job, spec, Settled::Running));
+            }
+        };
+        let spec = journal.header().spec.clone();
+        let settled = settle(&stage, &journal)?;
+        Ok(Recovered::new(job, Some(spec), settled))
+    }
+
+    /// Starts that nobody was told of left a folder without a header, and wrote nothing.
+    fn forget_unacknowledged(&self, remove: &dyn Fn(&Stage) -> Result<()>) -> Result<()> {
         // The claim keeps out those who are just making one.
         let _claim = self.claim()?;
         for job in self.all()? {

@@ -65,13 +65,8 @@ impl Shared {
             // A start that was never acknowledged: nothing was written to the device yet.
             stage.remove()?;
         }
-        for staged in self.journals.jobs()? {
-            let job = staged.spec.job;
-            if !matches!(self.settle(job)?.settled, Settled::RolledBack | Settled::Committed) {
-                return Err(Error::new(ErrorKind::Busy, "stage a block device")
-                    .hint(format!("job {job} copies to it: wait, resume or cancel that one")));
-            }
-        }
+        self.journals
+            .make_way("stage a block device", |stage, journal| self.settled(stage, journal))?;
         let device = self.open_device(spec)?;
         let stage = self.journals.make(spec.job)?;
         let header = Header { spec: spec.clone(), name: self.journals.name().to_owned() };
@@ -150,33 +145,11 @@ impl Shared {
     }
 
     fn recover(&self, only: Option<JobId>) -> Result<Vec<Recovered>> {
-        self.journals.forget_unacknowledged(&Stage::remove)?;
-        let mut all = self.journals.jobs()?;
-        all.retain(|staged| only.is_none_or(|only| only == staged.spec.job));
-        let settle_one = |staged: StagedJob| {
-            let job = staged.spec.job;
-            self.settle(job).unwrap_or_else(|error| {
-                Recovered::new(job, Some(staged.spec), Settled::Failed(error))
-            })
-        };
-        Ok(all.into_iter().map(settle_one).collect())
+        self.journals.recover(only, &Stage::remove, |stage, journal| self.settled(stage, journal))
     }
 
-    fn settle(&self, job: JobId) -> Result<Recovered> {
-        let Some(stage) = self.journals.find(job)? else {
-            return Ok(Recovered::new(job, None, Settled::Forgotten));
-        };
-        // Order: owned before it is read, or an append by its owner looks like damage.
-        let journal = match Journal::take_over(&stage.dir, job, &mut |_| {}) {
-            Ok(Some(Open::Valid(journal))) => journal,
-            Err(error) if error.kind() != ErrorKind::Busy => return Err(error),
-            Ok(_) | Err(_) => {
-                let spec = self.journals.job(job)?.map(|told| told.spec);
-                return Ok(Recovered::new(job, spec, Settled::Running));
-            }
-        };
-        let spec = journal.header().spec.clone();
-        let settled = match settle(found(&journal)?) {
+    fn settled(&self, stage: &Stage, journal: &Journal) -> Result<Settled> {
+        Ok(match settle(found(journal)?) {
             Settlement::FinishCommit => {
                 stage.remove()?;
                 Settled::Committed
@@ -184,14 +157,13 @@ impl Shared {
             Settlement::FinishCancel => match journal.try_decide()? {
                 Some(decision) => {
                     decision.cancel()?;
-                    clean_up(&stage, &journal, &self.open_device(&spec)?)?;
+                    clean_up(stage, journal, &self.open_device(&journal.header().spec)?)?;
                     Settled::RolledBack
                 }
                 None => Settled::Running,
             },
             Settlement::Keep | Settlement::Lost | Settlement::Forget => Settled::Kept,
-        };
-        Ok(Recovered::new(job, Some(spec), settled))
+        })
     }
 }
 

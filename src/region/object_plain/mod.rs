@@ -137,13 +137,7 @@ impl Shared {
             // A start that was never acknowledged: nothing was uploaded yet.
             remove(&stage)?;
         }
-        for staged in self.journals.jobs()? {
-            let job = staged.spec.job;
-            if !matches!(self.settle(job)?.settled, Settled::RolledBack | Settled::Committed) {
-                return Err(Error::new(ErrorKind::Busy, "stage an object")
-                    .hint(format!("job {job} copies to it: wait, resume or cancel that one")));
-            }
-        }
+        self.journals.make_way("stage an object", |stage, journal| self.settled(stage, journal))?;
         if Handle::current().block_on(self.store.head(&self.key))?.is_some() {
             return Err(Error::new(ErrorKind::Exists, "copy over an object")
                 .hint("delete it first, or choose another key"));
@@ -223,34 +217,7 @@ impl Shared {
     }
 
     fn recover(self: &Arc<Self>, only: Option<JobId>) -> Result<Vec<Recovered>> {
-        self.journals.forget_unacknowledged(&remove)?;
-        let mut all = self.journals.jobs()?;
-        all.retain(|staged| only.is_none_or(|only| only == staged.spec.job));
-        let settle_one = |staged: StagedJob| {
-            let job = staged.spec.job;
-            self.settle(job).unwrap_or_else(|error| {
-                Recovered::new(job, Some(staged.spec), Settled::Failed(error))
-            })
-        };
-        Ok(all.into_iter().map(settle_one).collect())
-    }
-
-    fn settle(&self, job: JobId) -> Result<Recovered> {
-        let Some(stage) = self.journals.find(job)? else {
-            return Ok(Recovered::new(job, None, Settled::Forgotten));
-        };
-        // Order: owned before it is read, or an append by its owner looks like damage.
-        let journal = match Journal::take_over(&stage.dir, job, &mut |_| {}) {
-            Ok(Some(Open::Valid(journal))) => journal,
-            Err(error) if error.kind() != ErrorKind::Busy => return Err(error),
-            Ok(_) | Err(_) => {
-                let spec = self.journals.job(job)?.map(|told| told.spec);
-                return Ok(Recovered::new(job, spec, Settled::Running));
-            }
-        };
-        let spec = journal.header().spec.clone();
-        let settled = self.settled(&stage, &journal)?;
-        Ok(Recovered::new(job, Some(spec), settled))
+        self.journals.recover(only, &remove, |stage, journal| self.settled(stage, journal))
     }
 
     fn settled(&self, stage: &Stage, journal: &Journal) -> Result<Settled> {
