@@ -4,6 +4,10 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::to_u64;
 
+/// How long a checksum is.
+#[cfg(any(feature = "encrypt", feature = "object"))]
+const SUM_LEN: usize = 32;
+
 /// Appends fields to a buffer.
 #[derive(Debug, Default)]
 pub(crate) struct Encoder {
@@ -141,6 +145,35 @@ impl<'a> Decoder<'a> {
     /// Nothing may be left over: every format here is canonical.
     pub(crate) fn finish(self) -> Result<()> {
         if self.rest.is_empty() { Ok(()) } else { Err(self.corrupt("bytes follow its end")) }
+    }
+}
+
+/// What stands around the fields of most formats.
+#[cfg(any(feature = "encrypt", feature = "object"))]
+impl Decoder<'_> {
+    /// The version of a format that has had that one only.
+    pub(crate) fn version(&mut self, known: u16) -> Result<()> {
+        match self.u16()? {
+            version if version == known => Ok(()),
+            0 => Err(self.corrupt("its version is 0")),
+            later => {
+                let what = format!("read {}, version {later}", self.what);
+                Err(Error::new(ErrorKind::Unsupported, what)
+                    .hint("written by a newer blockferry; upgrade this one"))
+            }
+        }
+    }
+
+    /// The bytes that are left, less the BLAKE3 checksum at their end, which is that of everything
+    /// in `whole` before it.
+    pub(crate) fn checked(mut self, whole: &[u8], context: &str) -> Result<Self> {
+        let len = self.remaining().checked_sub(SUM_LEN);
+        let body = self.raw(len.ok_or_else(|| self.corrupt("it is cut short"))?)?;
+        let sum: [u8; SUM_LEN] = self.array()?;
+        if sum != blake3::derive_key(context, &whole[..whole.len() - SUM_LEN]) {
+            return Err(self.corrupt("its checksum is wrong"));
+        }
+        Ok(Self::new(body, self.what))
     }
 }
 

@@ -10,7 +10,6 @@ use crate::keys::WRAPPED_LEN_MAX;
 const MAGIC: [u8; 8] = *b"BFKEYBX\0";
 const VERSION: u16 = 1;
 const SUM_CONTEXT: &str = "blockferry 2026-11-26 key box v1";
-const SUM_LEN: usize = 32;
 const CONTEXT_LABEL: &[u8] = b"blockferry/v1/data-key";
 
 /// A wrapped data key. It is replaced when the image is given another key, and nothing else is.
@@ -69,22 +68,8 @@ impl KeyBox {
         if from.array()? != MAGIC {
             return Err(from.corrupt("it does not start like one"));
         }
-        match from.u16()? {
-            VERSION => {}
-            0 => return Err(from.corrupt("its version is 0")),
-            later => {
-                let what = format!("read key file version {later}");
-                return Err(Error::new(ErrorKind::Unsupported, what)
-                    .hint("written by a newer blockferry; upgrade this one"));
-            }
-        }
-        let (body, sum) =
-            bytes.split_at_checked(bytes.len().saturating_sub(SUM_LEN)).unwrap_or_default();
-        if sum != blake3::derive_key(SUM_CONTEXT, body) {
-            return Err(from.corrupt("its checksum is wrong"));
-        }
-        let mut from = Decoder::new(body, "key file");
-        from.raw(MAGIC.len() + 2)?;
+        from.version(VERSION)?;
+        let mut from = from.checked(bytes, SUM_CONTEXT)?;
         let (uuid, commitment) = (from.array()?, from.array()?);
         let key = from.text(KeyId::LEN_MAX)?;
         let key = key.parse().map_err(|e| from.corrupt("a key id is malformed").because(e))?;

@@ -78,15 +78,7 @@ impl Header {
         if from.array()? != MAGIC {
             return Err(from.corrupt("it does not start like one"));
         }
-        match from.u16()? {
-            VERSION => {}
-            0 => return Err(from.corrupt("its version is 0")),
-            later => {
-                let what = format!("read encrypted manifest version {later}");
-                return Err(Error::new(ErrorKind::Unsupported, what)
-                    .hint("written by a newer blockferry; upgrade this one"));
-            }
-        }
+        from.version(VERSION)?;
         let mut summed = Decoder::new(bytes, "encrypted manifest");
         let body = summed.raw(Self::LEN - SUM_LEN)?;
         if summed.array()? != blake3::derive_key(SUM_CONTEXT, body) {

@@ -214,22 +214,8 @@ impl Ring {
         if from.array()? != MAGIC {
             return Err(from.corrupt("it does not start like one"));
         }
-        match from.u16()? {
-            VERSION => {}
-            0 => return Err(from.corrupt("its version is 0")),
-            later => {
-                let what = format!("read keyring version {later}");
-                return Err(Error::new(ErrorKind::Unsupported, what)
-                    .hint("written by a newer blockferry; upgrade this one"));
-            }
-        }
-        let (body, sum) =
-            bytes.split_at_checked(bytes.len().saturating_sub(SUM_LEN)).unwrap_or_default();
-        if sum != blake3::derive_key(SUM_CONTEXT, body) {
-            return Err(from.corrupt("its checksum is wrong"));
-        }
-        let mut from = Decoder::new(body, "keyring");
-        from.raw(MAGIC.len() + 2)?;
+        from.version(VERSION)?;
+        let mut from = from.checked(bytes, SUM_CONTEXT)?;
         let count = usize::try_from(from.u32()?).unwrap_or(usize::MAX);
         if count > VERSION_COUNT_MAX {
             return Err(from.corrupt("it has too many keys"));

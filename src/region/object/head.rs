@@ -127,22 +127,8 @@ impl Head {
         if bytes.len() > HEAD_LEN_MAX || from.array().ok() != Some(MAGIC) {
             return Err(from.corrupt("it is none").hint(FOREIGN_HINT));
         }
-        match from.u16()? {
-            VERSION => {}
-            0 => return Err(from.corrupt("its version is 0")),
-            later => {
-                let what = format!("read the head of an image, version {later}");
-                return Err(Error::new(ErrorKind::Unsupported, what)
-                    .hint("written by a newer blockferry; upgrade this one"));
-            }
-        }
-        let body_len = from.remaining().checked_sub(32);
-        let body = from.raw(body_len.ok_or_else(|| from.corrupt("it is cut short"))?)?;
-        let sum: [u8; 32] = from.array()?;
-        if sum != blake3::derive_key(CHECKSUM_CONTEXT, &bytes[..bytes.len() - 32]) {
-            return Err(from.corrupt("its checksum does not match"));
-        }
-        let mut from = Decoder::new(body, "the head of an image");
+        from.version(VERSION)?;
+        let mut from = from.checked(bytes, CHECKSUM_CONTEXT)?;
         let head = Self::decode_fields(&mut from)?;
         from.finish()?;
         if head.image != *image {

@@ -1,7 +1,7 @@
 //! A committed image as bytes: the manifest, and which attempt has written each chunk. Pure.
 
 use crate::codec::{Decoder, Encoder};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::geometry::{ChunkIndex, Geometry, to_u64, to_usize};
 use crate::manifest::Manifest;
 
@@ -65,15 +65,7 @@ impl Image {
         if from.array().ok() != Some(MAGIC) {
             return Err(from.corrupt("it is none"));
         }
-        match from.u16()? {
-            VERSION => {}
-            0 => return Err(from.corrupt("its version is 0")),
-            later => {
-                let what = format!("read the manifest of an image, version {later}");
-                return Err(Error::new(ErrorKind::Unsupported, what)
-                    .hint("written by a newer blockferry; upgrade this one"));
-            }
-        }
+        from.version(VERSION)?;
         let count = to_usize(u64::from(from.u32()?));
         if count > from.remaining() / 8 {
             return Err(from.corrupt("it is cut short"));
@@ -123,6 +115,7 @@ mod tests {
 
     use super::*;
     use crate::chunk::{Content, Digest};
+    use crate::error::ErrorKind;
     use crate::geometry::{ChunkRun, ChunkSize};
     use crate::manifest::TableBuilder;
 

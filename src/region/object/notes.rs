@@ -4,7 +4,7 @@
 //! derive-key mode over everything before.
 
 use crate::codec::{Decoder, Encoder};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_usize};
 use crate::id::ImageId;
 use crate::job::{Progress, decode_limits, encode_limits};
@@ -190,20 +190,10 @@ fn opened(kind: Kind, bytes: &[u8]) -> Result<&[u8]> {
     if from.array().ok() != Some(kind.magic) {
         return Err(from.corrupt("it is none"));
     }
-    let version = from.u16()?;
-    if version > VERSION {
-        let what = format!("read {}, version {version}", kind.what);
-        return Err(Error::new(ErrorKind::Unsupported, what)
-            .hint("written by a newer blockferry; upgrade this one"));
-    }
-    let body = from.remaining().checked_sub(32).ok_or_else(|| from.corrupt("it is cut short"))?;
-    let body = from.raw(body)?;
-    let sum: [u8; 32] = from.array()?;
-    let summed = &bytes[..bytes.len() - 32];
-    if version != VERSION || sum != blake3::derive_key(kind.context, summed) {
-        return Err(from.corrupt("its checksum does not match"));
-    }
-    Ok(body)
+    from.version(VERSION)?;
+    let mut body = from.checked(bytes, kind.context)?;
+    let len = body.remaining();
+    body.raw(len)
 }
 
 #[cfg(test)]
