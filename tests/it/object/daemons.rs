@@ -438,6 +438,39 @@ async fn a_region_proves_its_store_when_something_is_to_be_decided() {
     }
 }
 
+/// A store may come to prove something else, as after an upgrade.
+#[tokio::test(start_paused = true)]
+async fn images_whose_heads_are_kept_the_other_way_are_refused_and_not_swept() {
+    for (ours, theirs) in [(Fencing::Swap, Fencing::Numbered), (Fencing::Numbered, Fencing::Swap)] {
+        let cloud = Cloud::new(theirs);
+        let (region, _) = cloud.daemon();
+        let target = region.stage(&spec(1)).await.unwrap();
+        let manifest = write(&*target, &spec(1)).await.unwrap();
+        assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
+        target.finish().await.unwrap();
+        drop(target);
+        let before = cloud.model.keys();
+
+        let (other, _) = Cloud { fencing: ours, ..cloud.clone() }.daemon();
+        let errors = [
+            other.list().await.map(drop).unwrap_err(),
+            other.locate(&image()).await.map(drop).unwrap_err(),
+            other.cancel(spec(1).job, &image()).await.map(drop).unwrap_err(),
+            other.stage(&spec(2)).await.map(drop).unwrap_err(),
+            other.remove(&image()).await.map(drop).unwrap_err(),
+            other.sweep(true, Duration::ZERO).await.map(drop).unwrap_err(),
+        ];
+        for error in errors {
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+            assert!(error.to_string().contains("its heads are"), "{error}");
+        }
+        let mut after = cloud.model.keys();
+        after.retain(|key| before.contains(key));
+        assert_eq!(after, before, "nothing is gone");
+        assert_eq!(read(&region).await, Some(bytes()));
+    }
+}
+
 /// One daemon decides in its own folder, and notices, late, that it is not the only one.
 #[tokio::test(start_paused = true)]
 async fn a_second_daemon_at_a_store_that_fences_nothing_is_noticed_late() {

@@ -308,6 +308,26 @@ async fn a_call_that_is_dropped_runs_to_its_end_and_can_be_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_requests_does_not_wait_for_later_ones() {
+    let server = S3Server::start().await;
+    let store = steady(&server, brisk());
+    server.hook(|seen| match (seen.operation, seen.nth) {
+        ("PutObject", 0) => Fault::Slow(300),
+        ("PutObject", _) => Fault::Hangs,
+        _ => Fault::None,
+    });
+    let brief = Duration::from_millis(50);
+    let late = tokio::time::timeout(brief, put(&store, "late", "12345", Condition::Any));
+    assert!(late.await.is_err(), "it was answered before it could be dropped");
+    let mut settled = store.settle();
+    assert!(tokio::time::timeout(brief, &mut settled).await.is_err(), "it was not waited for");
+    let other = tokio::time::timeout(brief, put(&store, "other", "12345", Condition::Any));
+    assert!(other.await.is_err(), "it never ends");
+    tokio::time::timeout(Duration::from_secs(10), settled).await.unwrap();
+    assert!(server.model.bytes("p/late").is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stores_that_lie_about_conditions_are_found_out() {
     for (lie, fencing) in [
         (Lie::None, Fencing::Swap),
