@@ -27,16 +27,18 @@ for kind in ext4 xfs btrfs; do
     # Holes stay holes: 25 MB of data, not 200.
     [ "$(du -k "$region/m-1/data" | cut -f1)" -lt 40000 ]
     "$ferry" copy "$work/disk.raw" "dir://$region/m-2" --rate 4MiB/s --progress none 2>/dev/null &
-    until "$ferry" jobs "dir://$region" --json | grep -q copying; do sleep 0.1; done
-    "$ferry" cancel "dir://$region/m-2" --json | grep -q '"clean":true'
-    wait $! && exit 1
+    copy=$!
+    within 30 copies "dir://$region"
+    cancels_clean "dir://$region/m-2"
+    ended "$copy"
+    [ "$code" = 4 ]
     [ "$(find "$region" -type f | wc -l)" = 2 ]
     # Twice as large as what is left: no space, nothing lost, cancel is clean.
     head -c 700000000 /dev/zero | tr '\0' x >"$work/large.raw"
-    code=0
-    "$ferry" copy "$work/large.raw" "dir://$region/m-3" --json >"$work/out" || code=$?
-    [ "$code" = 1 ] && grep -q '"kind":"no_space"' "$work/out"
-    "$ferry" cancel "dir://$region/m-3" --json | grep -q '"clean":true'
+    run copy "$work/large.raw" "dir://$region/m-3"
+    [ "$code" = 1 ]
+    grep -q '"kind":"no_space"' "$work/out"
+    cancels_clean "dir://$region/m-3"
     [ "$(find "$region" -type f | wc -l)" = 2 ]
     rm "$work/large.raw"
     umount "$work/mnt"
@@ -47,9 +49,10 @@ done
 # A bare device that held something else: no stale byte stays, and a rollback leaves zeros.
 loop 256M
 head -c 268435456 /dev/zero | tr '\0' y | dd of="$device" bs=1M status=none
-code=0
-"$ferry" copy "$work/disk.raw" "$device" --json >"$work/out" || code=$?
-[ "$code" = 2 ] && grep -q destructive "$work/out"
+run copy "$work/disk.raw" "$device"
+[ "$code" = 2 ]
+grep -q destructive "$work/out"
+head -c 268435456 /dev/zero | tr '\0' y | cmp - "$device"
 "$ferry" copy "$work/disk.raw" "$device" --destructive --verify full --json >"$work/out"
 cmp -n 200000001 "$work/disk.raw" "$device"
 "$ferry" forget "$(field job)"
@@ -67,10 +70,12 @@ for chunk in 64KiB 1MiB 4MiB; do
     "$ferry" forget "$(field job)"
 done
 "$ferry" copy "$work/disk.raw" "$device" --destructive --rate 4MiB/s --progress none 2>/dev/null &
-until "$ferry" jobs "$device" --json | grep -q copying; do sleep 0.1; done
-kill -9 $!
-wait $! 2>/dev/null || true
-"$ferry" cancel "$device" --json | grep -q '"clean":true'
+copy=$!
+within 30 copies "$device"
+kill -9 "$copy"
+ended "$copy"
+[ "$code" = 137 ]
+cancels_clean "$device"
 cmp -n 200000001 /dev/zero "$device"
 echo "block device: overwritten whole, killed, rolled back to zeros"
 passed=$((passed + 1))

@@ -5,7 +5,10 @@ cd "$(dirname "$0")/../.."
 . tests/lab/common.bash
 
 # used_kib -> what the file system has given out, in $used
-used_kib() { sync -f "$work/mnt"; used=$(df -k --output=used "$work/mnt" | tail -n 1 | tr -d ' '); }
+used_kib() {
+    sync -f "$work/mnt"
+    used=$(df -k --output=used "$work/mnt" | tail -n 1 | tr -d ' ')
+}
 
 truncate -s 300000001 "$work/disk.raw"
 head -c 150000000 /dev/urandom | dd of="$work/disk.raw" bs=1M seek=40 conv=notrunc status=none
@@ -22,38 +25,52 @@ for kind in xfs btrfs; do
     region=$work/mnt/region
     mkdir "$region"
     "$ferry" copy "$work/disk.raw" "dir://$region/m-1" --json >"$work/out"
-    [ "$(field reused_bytes)" = 0 ] && data=$(field data_bytes) root=$(field root)
-    used_kib && before=$used
+    [ "$(field reused_bytes)" = 0 ]
+    data=$(field data_bytes) root=$(field root)
+    [ "$data" -gt 0 ]
+    used_kib
+    before=$used
 
     # Digests known: nothing is read, nothing is written, and next to nothing is used.
     "$ferry" copy "dir://$region/m-1" "dir://$region/m-2" --json >"$work/out"
     [ "$(field read_bytes) $(field written_bytes)" = "0 0" ]
-    [ "$(field root)" = "$root" ] && [ "$(field reused_bytes)" -ge "$data" ]
+    [ "$(field root)" = "$root" ]
+    [ "$(field reused_bytes)" -ge "$data" ]
     cmp "$work/disk.raw" "$region/m-2/data"
     "$ferry" verify "dir://$region/m-2" >/dev/null
-    used_kib && [ $((used - before)) -lt 20000 ]
+    used_kib
+    [ $((used - before)) -lt 20000 ]
 
     # Digests not known: cloned, and hashed on the way.
     cp --reflink=always "$region/m-2/data" "$work/mnt/plain.raw"
     "$ferry" copy "$work/mnt/plain.raw" "dir://$region/m-3" --verify full --json >"$work/out"
-    [ "$(field written_bytes)" = 0 ] && [ "$(field root)" = "$root" ]
-    [ "$(field read_bytes)" -gt 0 ] && [ "$(field reused_bytes)" = "$data" ]
+    [ "$(field written_bytes)" = 0 ]
+    [ "$(field root)" = "$root" ]
+    [ "$(field read_bytes)" -gt 0 ]
+    [ "$(field reused_bytes)" = "$data" ]
     cmp "$work/disk.raw" "$region/m-3/data"
-    used_kib && [ $((used - before)) -lt 20000 ]
+    used_kib
+    [ $((used - before)) -lt 20000 ]
 
     # Suspended half way through hashing, resumed by another process: whole all the same.
     "$ferry" copy "$work/mnt/plain.raw" "$work/mnt/slow.raw" --rate 20MiB/s --progress none --json >"$work/out" 2>/dev/null &
-    until "$ferry" jobs "$work/mnt/slow.raw" --json | grep -q copying; do sleep 0.1; done
-    sleep 2 && kill -INT $! && { wait $! && exit 1 || [ $? = 3 ]; }
+    copy=$!
+    within 30 copies "$work/mnt/slow.raw"
+    sleep 2
+    kill -INT "$copy"
+    ended "$copy"
+    [ "$code" = 3 ]
     job=$(field job)
     "$ferry" limit "$job" --rate none >/dev/null
     "$ferry" resume "$job" --json >"$work/out"
-    [ "$(field outcome)" = committed ] && [ "$(field resumed_bytes)" -gt 0 ]
+    [ "$(field outcome)" = committed ]
+    [ "$(field resumed_bytes)" -gt 0 ]
     cmp "$work/disk.raw" "$work/mnt/slow.raw"
 
     # Blocks of its own when that is asked for; and one that was cloned goes without its source.
     "$ferry" copy "$work/mnt/plain.raw" "$work/mnt/own.raw" --reflink never --json >"$work/out"
-    [ "$(field reused_bytes)" = 0 ] && [ "$(field written_bytes)" = "$data" ]
+    [ "$(field reused_bytes)" = 0 ]
+    [ "$(field written_bytes)" = "$data" ]
     cmp "$work/disk.raw" "$work/mnt/own.raw"
     rm "$work/mnt/plain.raw" "$work/mnt/own.raw" "$work/mnt/slow.raw"
     cmp "$work/disk.raw" "$region/m-3/data"
@@ -64,25 +81,30 @@ for kind in xfs btrfs; do
     printf x | dd of="$work/next.raw" bs=1 seek=60000000 conv=notrunc status=none
     "$ferry" copy "$work/next.raw" "dir://$work/a/next" >/dev/null
     for source in "dir://$work/a/next" "$work/next.raw"; do
-        used_kib && before=$used
+        used_kib
+        before=$used
         "$ferry" copy "$source" "dir://$region/m-5" --base m-1 --verify full --json >"$work/out"
-        [ "$(field written_bytes)" -le 4194304 ] && [ "$(field reused_bytes)" -ge $((data - 4194304)) ]
+        [ "$(field written_bytes)" -le 4194304 ]
+        [ "$(field reused_bytes)" -ge $((data - 4194304)) ]
         [ "$source" = "$work/next.raw" ] || [ "$(field read_bytes)" -le 4194304 ]
         cmp "$work/next.raw" "$region/m-5/data"
-        used_kib && [ $((used - before)) -lt 20000 ]
+        used_kib
+        [ $((used - before)) -lt 20000 ]
         rm -rf "$region/m-5"
     done
     "$ferry" copy "dir://$work/a/next" "dir://$region/m-5" --base m-1 --reflink never --json >"$work/out"
-    used_kib && [ $((used - before)) -gt 100000 ]
+    used_kib
+    [ $((used - before)) -gt 100000 ]
     cmp "$work/next.raw" "$region/m-5/data"
 
     # An image that is damaged where it lies is not passed on by a clone that is read back.
     chmod u+w "$region/m-1/data"
     printf x | dd of="$region/m-1/data" bs=1 seek=90000000 conv=notrunc status=none
-    code=0
-    "$ferry" copy "dir://$region/m-1" "dir://$region/m-4" --verify full --json >"$work/out" || code=$?
-    [ "$code" = 1 ] && grep -q '"kind":"corrupt"' "$work/out" && [ ! -e "$region/m-4" ]
-    "$ferry" cancel "dir://$region/m-4" --json | grep -q '"clean":true'
+    run copy "dir://$region/m-1" "dir://$region/m-4" --verify full
+    [ "$code" = 1 ]
+    grep -q '"kind":"corrupt"' "$work/out"
+    [ ! -e "$region/m-4" ]
+    cancels_clean "dir://$region/m-4"
     # And not taken over from it as a base.
     "$ferry" copy "dir://$work/a/next" "dir://$region/m-6" --base m-1 --json >"$work/out"
     cmp "$work/next.raw" "$region/m-6/data"
@@ -103,18 +125,22 @@ if command -v mkfs.xfs >/dev/null; then
     done
     began=$(date +%s%N)
     "$ferry" copy "$work/mnt/huge.raw" "dir://$work/mnt/region/huge" --json >"$work/out" &
+    copy=$!
     peak=0
-    while kill -0 $! 2>/dev/null; do
-        now=$(awk '/^RssAnon/ {print $2}' "/proc/$!/status" 2>/dev/null || true)
-        [ "${now:-0}" -gt "$peak" ] && peak=$now
+    until [ ! -e "/proc/$copy/status" ]; do
+        now=$(awk '/^RssAnon/ {print $2}' "/proc/$copy/status" 2>/dev/null || true)
+        peak=$((${now:-0} > peak ? ${now:-0} : peak))
         sleep 0.02
     done
-    wait $!
+    ended "$copy"
+    [ "$code" = 0 ]
     ms=$((($(date +%s%N) - began) / 1000000))
-    [ "$(field image_bytes)" = $((64 << 40)) ] && [ "$(field chunks)" = $((1 << 20)) ]
+    [ "$(field image_bytes)" = $((64 << 40)) ]
+    [ "$(field chunks)" = $((1 << 20)) ]
     [ "$(field read_bytes)" -lt 50000000 ]
     # The table of 2^20 chunks is 32 MiB where all are data; here next to none is.
-    [ "$peak" -gt 0 ] && [ "$peak" -lt 65536 ]
+    [ "$peak" -gt 0 ]
+    [ "$peak" -lt 65536 ]
     for tib in 0 1 17 42 63; do
         cmp -i $((tib * 1048576 + 77))M -n 8M "$work/mnt/huge.raw" "$work/mnt/region/huge/data"
     done

@@ -2,9 +2,13 @@
 # Object stores that others wrote: the conformance of the store room, regions and plain objects, with copies that
 # are killed, resumed and cancelled, on moto (from PyPI) and, where LAB_LONG or LAB_CEPH is set, on Ceph RGW (from
 # Debian). A table tells which store proved what.
+#
+# Left out of tests/run: it has not been green as a whole yet; `bash tests/lab/s3.sh` runs it by hand
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+set -E
+trap 'echo "FAILED ${0##*/} line $LINENO: $BASH_COMMAND" >&2' ERR
 missing() {
     echo "skipped: $1"
     [ -z "${BLOCKFERRY_REQUIRE_ALL:-}" ] || exit 1
@@ -45,6 +49,15 @@ reached() { # reached PORT: waits until somebody listens there
     return 1
 }
 
+moves() { # waits until the copy in the background has written something
+    for _ in $(seq 300); do
+        ! grep -qs '"written_bytes":[1-9]' "$work/progress" || return 0
+        sleep 0.1
+    done
+    echo "nothing is written in 30 s" >&2
+    return 1
+}
+
 head -c 20000003 /dev/urandom >"$work/disk.raw"
 rows=()
 # on MACHINE ARGS: the command on a machine that shares nothing with the others but the store
@@ -53,7 +66,8 @@ on() { BLOCKFERRY_STATE_DIR="$work/machine-$1" "$ferry" "${@:2}" --json >"$work/
 regions() {
     local image="s3://lab-bucket/region" words=$2 ending copy job
     on a copy "$work/disk.raw" "$image/m-1$words"
-    on b copy "$image/m-1$words" "$work/back.raw" && cmp "$work/disk.raw" "$work/back.raw"
+    on b copy "$image/m-1$words" "$work/back.raw"
+    cmp "$work/disk.raw" "$work/back.raw"
     on b verify "$image/m-1$words"
     on b copy "$image/m-1$words" "s3://lab-bucket/other/m-1$words"
     on c verify "s3://lab-bucket/other/m-1$words"
@@ -62,16 +76,18 @@ regions() {
         BLOCKFERRY_STATE_DIR=$work/machine-a "$ferry" copy "$work/disk.raw" "$image/$ending$words" --rate 4MiB/s \
             --chunk-size 1MiB --json --progress json >"$work/out" 2>"$work/progress" &
         copy=$!
-        until grep -qs '"written_bytes":[1-9]' "$work/progress"; do sleep 0.1; done
+        moves
         kill -9 "$copy"
         wait "$copy" 2>/dev/null || true
         job=$(grep -o '"job":"[0-9a-f]*"' "$work/progress" | head -n 1 | cut -d'"' -f4)
         if [ "$ending" = resume ]; then
-            on b jobs "$image$words" && grep -q "$job" "$work/out"
+            on b jobs "$image$words"
+            grep -q "$job" "$work/out"
             on b limit "$image/resume$words" --rate none
             on b resume "$job" --region "$image$words"
             rm "$work/back.raw"
-            on c copy "$image/resume$words" "$work/back.raw" && cmp "$work/disk.raw" "$work/back.raw"
+            on c copy "$image/resume$words" "$work/back.raw"
+            cmp "$work/disk.raw" "$work/back.raw"
         else
             on b cancel "$image/cancel$words"
             grep -q '"answer":"cancelled","decided":true,"clean":true' "$work/out"
@@ -123,7 +139,7 @@ PYTHON
         "$ferry" copy "$work/disk.raw" "s3+raw://lab-bucket/$ending.raw$words" --rate 4MiB/s --json \
             --progress json >"$work/out" 2>"$work/progress" &
         local copy=$!
-        until grep -qs '"written_bytes":[1-9]' "$work/progress"; do sleep 0.1; done
+        moves
         kill -9 "$copy"
         wait "$copy" 2>/dev/null || true
         local job
@@ -174,6 +190,6 @@ else
     missing "Ceph (radosgw) is not installed"
 fi
 
-[ "$passed" -gt 0 ] || { echo "no store was there to be examined"; exit 0; }
+[ "$passed" -gt 0 ] || { missing "no store was there to be examined"; exit 0; }
 printf '%s\n' "$header" "${rows[@]}"
 echo "s3: $passed stores, all as it should be"
