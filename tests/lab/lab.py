@@ -17,6 +17,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 CHUNK = 64 << 10
+KEY = "lab-key"
 # Whoever ends a lab early finds everything unmounted.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin:/sbin"
@@ -80,11 +81,8 @@ class Deadline:
 
 def build():
     """The release binary, built if need be; FERRY names one that is to be tried instead."""
-    if os.environ.get("FERRY"):
-        return os.environ["FERRY"]
-    cargo = ["cargo", "build", "--quiet", "--release", "--locked", "--features", "cli,peer"]
-    subprocess.run(cargo, cwd=REPO, check=True)
-    return str(REPO / os.environ.get("CARGO_TARGET_DIR", "target") / "release" / "blockferry")
+    told = subprocess.run([REPO / "tests/lab/binary"], check=True, stdout=subprocess.PIPE)
+    return told.stdout.decode().strip()
 
 
 @contextlib.contextmanager
@@ -127,7 +125,16 @@ class Tally:
     def add(self, other):
         self.passed, self.failed = self.passed + other.passed, self.failed + other.failed
 
-    def finish(self, summary):
+    def finish(self, summary, **counts):
+        """Prints the summary, and ends the lab.
+
+        What is counted must have happened; only a run that was cut short or made smaller may lack
+        some of it.
+        """
+        small = {"LAB_SECONDS", "CYCLES", "STATES", "PAIRS", "ROUNDS"} & os.environ.keys()
+        for what, count in counts.items():
+            if not count and not small:
+                self.note(what.replace("_", " "), ["it has never happened: nothing was proved"])
         print(f"{summary}; {time.monotonic() - self.began:.0f} s in all")
         print(f"{self.passed} passed, {self.failed} failed", flush=True)
         # Nothing looked at proves nothing.
@@ -138,11 +145,14 @@ class Tally:
 
 
 class Ferry:
-    """The real binary with one state folder."""
+    """The real binary with one state folder, and perhaps a keyring."""
 
-    def __init__(self, binary, state):
+    def __init__(self, binary, state, keyring=None):
         self.binary = binary
         self.environ = os.environ | {"BLOCKFERRY_STATE_DIR": str(state)}
+        self.environ.pop("BLOCKFERRY_KEYRING", None)
+        if keyring:
+            self.environ["BLOCKFERRY_KEYRING"] = str(keyring)
 
     def start(self, *words, before=(), **popen):
         """Starts it in the background, silent unless told otherwise."""
@@ -314,8 +324,18 @@ def sparse(path, size, rng, pieces):
             file.write(rng.randbytes(3 * CHUNK))
 
 
+def make_keyring(binary, path):
+    """A keyring with the key that `EncryptedPlace` asks for."""
+    for words in (["init", path], ["add", path, KEY]):
+        subprocess.run([binary, "keyring", *words], check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
 class Place:
     """A destination below a folder: an image of a directory region, or a plain file."""
+
+    # What a copy to it is told besides.
+    words = ()
 
     def __init__(self, root, plain):
         self.root, self.plain = Path(root), plain
@@ -343,6 +363,35 @@ class Place:
         """Regular files of ours beside the image."""
         ours = self.root.glob(".blockferry*/**/*")
         return [str(path.relative_to(self.root)) for path in ours if path.is_file()]
+
+
+class EncryptedPlace(Place):
+    """An image that is encrypted where it lies: what it holds is what comes back out of it."""
+
+    words = ("--encrypt", KEY)
+
+    def __init__(self, root, ferry, scratch):
+        super().__init__(root, plain=False)
+        self.ferry, self.scratch = ferry, scratch
+
+    def wrong(self, source):
+        if not self.visible():
+            return []
+        self.scratch.unlink(missing_ok=True)
+        # In a state folder of its own: the job that is judged stays the only one in the other.
+        state = self.scratch.with_suffix(".state")
+        ferry = Ferry(self.ferry.binary, state, self.ferry.environ["BLOCKFERRY_KEYRING"])
+        code, said = ferry.run("copy", self.target, self.scratch, "--decrypt")
+        shutil.rmtree(state, ignore_errors=True)
+        if code != 0:
+            return [f"the encrypted image is visible and cannot be read: {code}, {said}"]
+        back = self.scratch.read_bytes()
+        self.scratch.unlink()
+        problems = [] if back == source else ["the encrypted image differs from its source"]
+        with open(self.data, "rb") as data:
+            if data.read(4096) == source[:4096]:
+                problems.append("the encrypted image lies in clear")
+        return problems
 
 
 class Acks:
@@ -378,7 +427,7 @@ class Client:
 
     def copy(self, *words, before=()):
         copy = ["copy", self.source_path, self.place.target, "--chunk-size", "64KiB"]
-        return self.begin(*copy, *words, before=before)
+        return self.begin(*copy, *self.place.words, *words, before=before)
 
     def resume(self):
         return self.begin("resume", self.job, "--region", self.place.region)
@@ -488,7 +537,7 @@ def complete(ferry, place, source_path, source, rng):
     region = ["--region", place.region]
     kept = place.staged()
     if place.visible():
-        code, said = ferry.run("copy", source_path, place.target)
+        code, said = ferry.run("copy", source_path, place.target, *place.words)
         wrong = [] if code == 5 else [f"a copy over the image: exit code {code}, {said}"]
         if not place.plain:
             code, said = ferry.run("verify", place.target)
@@ -504,7 +553,8 @@ def complete(ferry, place, source_path, source, rng):
         ferry.run("limit", place.target, "--rate", "none")
         code, said = ferry.run("resume", kept[0], *region)
     else:
-        code, said = ferry.run("copy", source_path, place.target, "--chunk-size", "64KiB")
+        copy = ["copy", source_path, place.target, "--chunk-size", "64KiB", *place.words]
+        code, said = ferry.run(*copy)
     if code != 0 or said.get("outcome") != "committed":
         return [f"{'resume' if kept else 'copy anew'}: exit code {code}, {said}"], said
     if not place.visible() or place.leftovers():

@@ -23,8 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from blocklog import BLOCK, Recorder, subsets, torn
 from lab import (
-    Acks, Client, Deadline, Ferry, Place, Tally, build, clone, complete, dense, make_fs, mounted,
-    need, need_fs, need_fuse, need_root, number, seed, settle, sparse, workspace,
+    Acks, Client, Deadline, EncryptedPlace, Ferry, Place, Tally, build, clone, complete, dense,
+    make_fs, make_keyring, mounted, need, need_fs, need_fuse, need_root, number, seed, settle,
+    sparse, workspace,
 )
 
 MIB = {"ext4": 32, "xfs": 320}
@@ -47,9 +48,13 @@ class Run(Client):
         self.mnt = folder / "mnt"
         self.state = (self.mnt if scenario.index == "inside" else folder) / "state"
         self.recorder = Recorder(lab.base[kind], kind, folder, self.mnt)
-        place = Place(self.mnt / "region", scenario.plain)
+        ferry = Ferry(lab.ferry, self.state, lab.keyring)
+        if scenario.encrypted:
+            place = EncryptedPlace(self.mnt / "region", ferry, folder / "back")
+        else:
+            place = Place(self.mnt / "region", scenario.plain)
         source_path = lab.sparse if scenario.sparse else lab.dense
-        super().__init__(Ferry(lab.ferry, self.state), place, source_path)
+        super().__init__(ferry, place, source_path)
         self.source, self.index = lab.bytes[source_path], []
 
     def position(self):
@@ -92,9 +97,10 @@ class Run(Client):
 
 
 class Scenario:
-    def __init__(self, name, act, plain=False, sparse=False, index="inside"):
+    def __init__(self, name, act, plain=False, sparse=False, index="inside", encrypted=False):
         self.name, self.act = name, act
         self.plain, self.sparse, self.index = plain, sparse, index
+        self.encrypted = encrypted
 
 
 def copies(run):
@@ -175,6 +181,8 @@ SCENARIOS = [
     Scenario("late-cancel", is_cancelled_when_committed, index="outside"),
     Scenario("race", races_commit_with_cancel),
     Scenario("rename", dies_at_the_rename, index="outside"),
+    Scenario("encrypted", resumes_after_kill, encrypted=True),
+    Scenario("encrypted-cancel", is_cancelled, encrypted=True),
 ]
 
 
@@ -183,10 +191,11 @@ class Lab:
 
     def __init__(self, work, ferry, rng):
         self.work, self.ferry, self.rng = work, ferry, rng
+        self.keyring = make_keyring(ferry, work / "keyring")
         self.dense, self.sparse = work / "dense.raw", work / "sparse.raw"
         dense(self.dense, (3 << 19) + 4711, rng)
         sparse(self.sparse, (9 << 20) + 511, rng, 6)
-        self.bytes, self.blocks, self.base = {}, {}, {}
+        self.bytes, self.blocks, self.base, self.counts = {}, {}, {}, {}
         for path in (self.dense, self.sparse):
             data = self.bytes[path] = path.read_bytes()
             self.blocks[path] = {data[at:at + BLOCK] for at in range(0, len(data), BLOCK)}
@@ -215,6 +224,10 @@ class Lab:
                 shutil.rmtree(run.mnt.parent)
             round_number += 1
         seconds = time.monotonic() - began
+        self.counts |= {
+            f"{kind}_states": states, f"{kind}_states_in_a_recovery": second,
+            f"{kind}_brought_to_the_end": completed,
+        }
         return (
             f"{kind} {states} states of {round_number * len(SCENARIOS)} recordings in"
             f" {seconds:.0f} s, {second} of them in a recovery, {completed} brought to the end"
@@ -377,7 +390,7 @@ def main():
     with workspace() as outer, reflinks(outer) as work:
         lab = Lab(work, ferry, random.Random(chosen))
         summary = [lab.crash(kind, states_wanted, tally) for kind in MIB]
-    tally.finish("crash: " + "; ".join(summary))
+    tally.finish("crash: " + "; ".join(summary), **lab.counts)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,21 @@
 
 Each cycle starts a copy and kills it at a random moment; then, up to four times, it resumes, starts
 again with the same token, recovers or cancels, and kills that as well. What is visible is complete
-at all times. In the end the job is recovered, judged, brought to its end and compared.
+at all times. In the end the job is recovered, judged, brought to its end and compared. One cycle in
+four makes an encrypted image, one in four a plain file.
 
 CYCLES (default 200, long mode 10 000); SEED; LAB_SECONDS. FERRY names another binary to try.
 """
 
+import collections
 import os
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from lab import (
-    Client, Deadline, Ferry, Place, Tally, build, complete, number, seed, settle,
-    sparse, workspace,
+    Client, Deadline, EncryptedPlace, Ferry, Place, Tally, build, complete, make_keyring, number,
+    seed, settle, sparse, workspace,
 )
 
 # Cycles that run side by side: a copy with a limit mostly waits.
@@ -29,32 +31,40 @@ class Lab:
         self.source = work / "disk.raw"
         sparse(self.source, (24 << 20) + 411, random.Random(self.seed), 48)
         self.bytes = self.source.read_bytes()
-        self.tally, self.kills, self.resumed = Tally(), {}, 0
+        # One state folder for all who work side by side.
+        keyring = make_keyring(self.ferry, work / "keyring")
+        self.client = Ferry(self.ferry, work / "state", keyring)
+        self.tally, self.kills, self.resumed = Tally(), {}, collections.Counter()
 
     def cycle(self, number):
         if self.deadline.passed():
             return
         rng = random.Random(f"{self.seed} {number}")
+        kind = ("image", "plain", "encrypted", "image")[number % 4]
         root = self.work / f"region-{number}"
         root.mkdir()
-        place = Place(root, plain=number % 3 == 0)
-        # One state folder for all who work side by side.
-        client = Client(Ferry(self.ferry, self.work / "state"), place, self.source)
+        if kind == "encrypted":
+            place = EncryptedPlace(root, self.client, self.work / f"back-{number}")
+        else:
+            place = Place(root, plain=kind == "plain")
+        client = Client(self.client, place, self.source)
         wrong = self.kill_again_and_again(client, rng, number)
         wrong = wrong or settle(client.ferry, place, self.bytes, client.acks())
         if not wrong:
             wrong, said = complete(client.ferry, place, self.source, self.bytes, rng)
-            self.resumed += said.get("resumed_bytes", 0) > 0
-        self.tally.note(f"cycle {number}, {client.acks()}", wrong)
+            self.resumed[kind] += said.get("resumed_bytes", 0) > 0
+        self.tally.note(f"cycle {number}, {kind}, {client.acks()}", wrong)
         for path in place.root.glob("*/data") if not place.plain else [place.data]:
             path.unlink(missing_ok=True)
 
     def kill_again_and_again(self, client, rng, number):
-        # Some are slow enough for checkpoints, of which there is one a second.
-        slow = number % 4 == 0
-        options = ["--token", f"cycle-{number}", "--rate", "4MiB/s" if slow else "16MiB/s"]
-        self.kill("copy", client, client.copy(*options), rng.uniform(0, 2.4 if slow else 0.7))
-        for _ in range(rng.randrange(5)):
+        # Some are slow enough for checkpoints, of which there is one a second; some of these are killed
+        # after the first one and brought to their end, so that resumes do go on from one.
+        slow, late = number // 4 % 4 == 0, number // 4 % 4 == 1
+        options = ["--token", f"cycle-{number}", "--rate", "4MiB/s" if slow or late else "16MiB/s"]
+        seconds = rng.uniform(1.3, 2.1) if late else rng.uniform(0, 2.4 if slow else 0.7)
+        self.kill("copy", client, client.copy(*options), seconds)
+        for _ in range(0 if late else rng.randrange(5)):
             what = rng.choice(["resume", "resume", "again", "recover", "cancel", "cancel live"])
             if what == "again" or client.job is None:
                 self.kill("again", client, client.copy(*options), rng.uniform(0, 0.5))
@@ -98,10 +108,13 @@ def main():
         lab.tally.note("source", ["it was touched"] if touched else [])
         same = lab.source.read_bytes() == lab.bytes
         lab.tally.note("source bytes", [] if same else ["they have changed"])
+    resumed = ", ".join(f"{count} of {kind}" for kind, count in sorted(lab.resumed.items()))
     kills = ", ".join(f"{count} in {what}" for what, count in sorted(lab.kills.items()))
     lab.tally.finish(
         f"kill9: {sum(lab.kills.values())} kills ({kills}),"
-        f" {lab.resumed} resumes that went on from a checkpoint"
+        f" {sum(lab.resumed.values())} resumes that went on from a checkpoint ({resumed})",
+        kills_in_a_copy=lab.kills.get("copy"), kills_in_a_resume=lab.kills.get("resume"),
+        resumed=sum(lab.resumed.values()), resumed_encrypted=lab.resumed["encrypted"],
     )
 
 

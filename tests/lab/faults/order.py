@@ -5,7 +5,7 @@ Real file systems make more durable than they are asked to: a sync of one folder
 of all others along. So a crash on them cannot show that a sync is missing. Here the real command
 runs under strace, and each law is looked up in the trace: what has to be synced before what.
 
-Images and plain files; a copy, a cancel, a sync that fails, and a cancel that comes too late,
+Images, plain files and encrypted images; a copy, a cancel, a sync that fails, and a cancel that comes too late,
 before and after the clean-up. FERRY names another binary to try.
 """
 
@@ -14,7 +14,9 @@ import re
 import shutil
 import time
 
-from lab import Client, Ferry, Place, Tally, build, need, sparse, workspace
+from lab import (
+    Client, EncryptedPlace, Ferry, Place, Tally, build, make_keyring, need, sparse, workspace,
+)
 
 CALLS = (
     "fsync,fdatasync,pwrite64,pread64,ftruncate,fadvise64,openat2,mkdirat,unlinkat,renameat2,"
@@ -100,7 +102,15 @@ class Laws:
         self.stage = f"{root}/\\.blockferry-\\w+" if place.plain else f"{self.parent}/\\w+"
         self.inner = self.stage if place.plain else f"{self.stage}/image"
         self.data, self.journal = f"{self.inner}/data", f"{self.stage}/journal"
-        self.plain, self.end = place.plain, float("inf")
+        self.end = float("inf")
+        # What a checkpoint speaks of, and what is there besides when the image is published.
+        self.told, self.files = [self.data], [self.data]
+        self.key = f"{self.inner}/key" if isinstance(place, EncryptedPlace) else None
+        if self.key:
+            self.told = [self.data, f"{self.inner}/records"]
+            self.files = [*self.told, self.key]
+        if not place.plain:
+            self.files.append(f"{self.inner}/manifest")
 
     def need(self, path, after, before, why):
         if after and not self.trace.synced(path, after, before):
@@ -120,18 +130,24 @@ class Laws:
         self.need(self.journal, header, told.began, "the header at the start")
         created = [c for c in self.trace.all("openat2", self.journal) if "O_CREAT" in c.args]
         self.need(self.stage, first(created, "new journal", self.wrong), told.began, "its name")
+        if self.key:
+            # Without it the chunks that a resume finds on record could not be read.
+            made = self.trace.all("pwrite64", self.key)
+            self.need(self.key, first(made, "data key", self.wrong), told.began, "the data key")
+            self.need(self.inner, first(made, "data key", self.wrong), told.began, "its name")
 
     def checkpoints(self):
-        """Between two progress records there is a sync of the data, and one of the journal after
-        each."""
+        """Between two progress records there is a sync of the data (and of the records of encrypted
+        chunks), and one of the journal after each."""
         before = None
         for record in self.trace.all("pwrite64", self.journal):
             if record.record() != PROGRESS:
                 continue
-            syncs = self.trace.all("fdatasync fsync", self.data)
             since = before.began if before else 0
-            if not any(s.began >= since and s.ended <= record.began for s in syncs):
-                self.wrong.append("a checkpoint without a sync of the data before it")
+            for told in self.told:
+                syncs = self.trace.all("fdatasync fsync", told)
+                if not any(s.began >= since and s.ended <= record.began for s in syncs):
+                    self.wrong.append(f"a checkpoint without a sync of {told} before it")
             self.need(self.journal, record, self.end, "a checkpoint")
             before = record
         if before is None:
@@ -144,9 +160,9 @@ class Laws:
         if rename is None:
             return
         written = "pwrite64 ftruncate fchmod"
-        files = [self.data] if self.plain else [self.data, f"{self.inner}/manifest"]
-        for file in files:
+        for file in self.files:
             changes = [c for c in self.trace.all(written, file) if c.began < rename.began]
+            first(changes, f"change of {file}", self.wrong)
             # Order: the mode of a manifest is set before its sync.
             self.need(file, max(changes, key=lambda c: c.ended, default=None), rename.began,
                       "the bytes at the commit")
@@ -186,7 +202,22 @@ class Laws:
         slot = [c for c in self.trace.all("pwrite64", self.journal) if c.offset() == CANCEL_AT]
         slot = first(slot, "cancel slot", self.wrong)
         gone = [c.began for c in self.trace.all("unlinkat ftruncate", f"{self.stage}.*")]
+        if self.key:
+            gone += [c.began for c in self.trace.all("pwrite64", self.key)]
         self.need(self.journal, slot, min(gone, default=self.end), "the cancel")
+
+    def destroyed(self):
+        """The data key is written over and removed, durably, before anything else goes."""
+        others = [c.began for c in self.trace.all("unlinkat ftruncate", f"{self.stage}.*")
+                  if c.path.rsplit("/", 1)[-1] != "key"]
+        before = min(others, default=self.end)
+        over = first(self.trace.all("pwrite64", self.key), "writing over the key", self.wrong)
+        removed = first(self.trace.all("unlinkat", self.key), "removal of the key", self.wrong)
+        if over and removed:
+            if not re.fullmatch(r"(\\0)+", over.text):
+                self.wrong.append(f"the key is written over with {over.text}")
+            self.need(self.key, over, removed.began, "the destroyed key")
+            self.need(self.inner, removed, before, "the removal of the key")
 
     def gone(self):
         """That nothing of the job is left is durable too."""
@@ -200,7 +231,9 @@ class Lab:
         self.work, self.tally = work, Tally()
         self.source = work / "disk.raw"
         sparse(self.source, (3 << 20) + 411, random.Random(7), 5)
-        self.ferry = Ferry(build(), work / "state")
+        binary = build()
+        keyring = make_keyring(binary, work / "keyring")
+        self.ferry = Ferry(binary, work / "state", keyring)
 
     def traced(self, place, run):
         """The laws over the trace of what `run` starts with these words before it."""
@@ -211,45 +244,51 @@ class Lab:
         run([*strace, "-e", f"trace={CALLS}"])
         return Laws(Trace(logs / "t"), place)
 
-    def fresh(self, plain):
+    def fresh(self, kind):
         root = self.work / "region"
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir()
-        place = Place(root, plain)
+        if kind == "encrypted":
+            place = EncryptedPlace(root, self.ferry, self.work / "back")
+        else:
+            place = Place(root, plain=kind == "plain")
         return place, Client(self.ferry, place, self.source)
 
-    def copy(self, plain):
-        place, client = self.fresh(plain)
+    def copy(self, kind):
+        place, client = self.fresh(kind)
         laws = self.traced(place, lambda strace: client.end(
             client.copy("--verify", "full", "--rate", "2MiB/s", *KEEP, before=strace)))
         for law in (laws.start, laws.checkpoints, laws.commit, laws.verify, laws.gone):
             law()
         if not place.visible():
             laws.wrong.append("nothing was committed")
-        self.tally.note(f"copy, plain={plain}", laws.wrong)
+        laws.wrong += place.wrong(self.source.read_bytes())
+        self.tally.note(f"copy, {kind}", laws.wrong)
         return place, client
 
-    def half_way(self, plain):
+    def half_way(self, kind):
         """A copy whose process was killed half way, and its stage."""
-        place, client = self.fresh(plain)
+        place, client = self.fresh(kind)
         process = client.copy("--rate", "512KiB/s")
         time.sleep(0.5)
         process.kill()
         client.end(process)
         self.ferry.run("limit", client.job, "--rate", "none")
-        stage = f".blockferry-{client.job}" if plain else f".blockferry/stage/{client.job}"
+        stage = f".blockferry-{client.job}" if place.plain else f".blockferry/stage/{client.job}"
         return place, client, place.root / stage
 
-    def cancel(self, plain):
-        place, client, _ = self.half_way(plain)
+    def cancel(self, kind):
+        place, client, _ = self.half_way(kind)
         laws = self.traced(place, lambda strace: client.cancel(before=strace))
         laws.cancel()
         laws.gone()
-        self.tally.note(f"cancel, plain={plain}", laws.wrong)
+        if laws.key:
+            laws.destroyed()
+        self.tally.note(f"cancel, {kind}", laws.wrong)
 
-    def cancel_too_late(self, plain):
+    def cancel_too_late(self, kind):
         """The image is published, but its owner was killed before it could say so."""
-        place, client, stage = self.half_way(plain)
+        place, client, stage = self.half_way(kind)
         kill = ["strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=unlinkat",
                 "-e", "inject=unlinkat:signal=KILL:when=1", "-P", str(stage)]
         self.ferry.run("resume", client.job, before=kill)
@@ -259,13 +298,13 @@ class Lab:
         else:
             laws.published(laws.trace.calls[0])
             laws.gone()
-        self.tally.note(f"cancel after the rename, plain={plain}", laws.wrong)
+        self.tally.note(f"cancel after the rename, {kind}", laws.wrong)
 
-    def failed_sync(self, plain):
+    def failed_sync(self, kind, of="data"):
         """What a sync that has failed did lose nobody knows: it is not tried again, and nothing is
         built on it."""
-        place, client, stage = self.half_way(plain)
-        data = stage / "data" if plain else stage / "image" / "data"
+        place, client, stage = self.half_way(kind)
+        data = stage / of if place.plain else stage / "image" / of
         fail = ["strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=fdatasync",
                 "-e", "inject=fdatasync:error=EIO:when=1", "-P", str(data)]
         code, said = self.ferry.run("resume", client.job, before=fail)
@@ -274,11 +313,11 @@ class Lab:
         code, said = self.ferry.run("resume", client.job)
         if code != 0 or place.wrong(self.source.read_bytes()):
             wrong.append(f"the next attempt: exit code {code}, {said}")
-        self.tally.note(f"a sync that fails, plain={plain}", wrong)
+        self.tally.note(f"a sync of {of} that fails, {kind}", wrong)
 
     def cancel_of_an_image(self):
         """The stage is gone as well: the image answers, and whoever reads that syncs its name."""
-        place, client = self.copy(plain=False)
+        place, client = self.copy("image")
         laws = self.traced(place, lambda strace: client.cancel(before=strace))
         laws.need(laws.root, laws.trace.calls[0], laws.end, "the answer of an image")
         self.tally.note("cancel of an image", laws.wrong)
@@ -288,11 +327,12 @@ def main():
     need("strace", "strace")
     with workspace() as work:
         lab = Lab(work)
-        for plain in (False, True):
-            lab.copy(plain)
-            lab.cancel(plain)
-            lab.cancel_too_late(plain)
-            lab.failed_sync(plain)
+        for kind in ("image", "plain", "encrypted"):
+            lab.copy(kind)
+            lab.cancel(kind)
+            lab.cancel_too_late(kind)
+            lab.failed_sync(kind)
+        lab.failed_sync("encrypted", of="records")
         lab.cancel_of_an_image()
         lab.tally.finish("order: copies, cancels, failed syncs, cancels that came too late")
 

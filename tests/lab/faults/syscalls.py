@@ -308,7 +308,8 @@ def main():
     answers = ", ".join(f"{count} {name}" for name, count in outcomes.most_common())
     total.finish(
         f"syscalls: {sum(calls.values())} single faults ({dict(calls)}), answered by {answers};"
-        f" {sum(bench.pairs for bench in done)} pairs"
+        f" {sum(bench.pairs for bench in done)} pairs",
+        **{f"faults_in_{call}": calls[call] for call in CALLS},
     )
 
 
