@@ -14,6 +14,8 @@ mod cli;
 mod clouds;
 mod conformance;
 mod delta;
+#[cfg(feature = "peer")]
+mod dialling;
 mod encrypt;
 mod encrypt_cli;
 #[cfg(feature = "object")]

@@ -145,6 +145,14 @@ pub(super) enum Answer {
     Decided(Decision),
 }
 
+/// What was answered, and on which connection.
+pub(super) struct Spoken {
+    pub(super) desk: Desk,
+    pub(super) answer: Result<Answer>,
+    /// It was asked before, on a connection that broke: the other side may have heard that.
+    pub(super) again: bool,
+}
+
 impl Net {
     pub(super) fn new(address: Address, tls: Option<Tls>, options: PeerOptions) -> Self {
         let (idle, crowded) = (Mutex::default(), Notify::new());
@@ -219,33 +227,34 @@ impl Net {
 
     /// Asks one thing. What was asked on a connection that had gone stale is asked again.
     pub(super) async fn ask(&self, question: Question) -> Result<Answer> {
+        let Spoken { desk, answer, .. } = self.speak(|_| question.clone()).await?;
+        self.keep(desk);
+        answer
+    }
+
+    /// Asks one thing, and gives the connection that it was answered on to the caller. One that was
+    /// asked something just before saves the round trips of dialling.
+    pub(super) async fn speak(&self, question: impl Fn(&Greeting) -> Question) -> Result<Spoken> {
+        let mut again = false;
         while let Some(mut desk) = self.idle_desk() {
-            match desk.ask(question.clone()).await {
-                Asked::Answered(answer) => {
-                    self.keep(desk);
-                    return answer;
-                }
-                Asked::Broken(_) => {}
+            match desk.ask(question(&desk.greeting)).await {
+                Asked::Answered(answer) => return Ok(Spoken { desk, answer, again }),
+                Asked::Broken(_) => again = true,
             }
         }
         let mut desk = self.dial().await?;
-        match desk.ask(question).await {
-            Asked::Answered(answer) => {
-                self.keep(desk);
-                answer
-            }
+        match desk.ask(question(&desk.greeting)).await {
+            Asked::Answered(answer) => Ok(Spoken { desk, answer, again }),
             Asked::Broken(error) => Err(error),
         }
     }
 
     pub(super) async fn call(&self, call: Call) -> Result<Told> {
-        match self.ask(Question::Call(call)).await? {
-            Answer::Told(told) => Ok(told),
-            other => Err(odd(&other)),
-        }
+        self.ask(Question::Call(call)).await?.into_told()
     }
 
-    fn idle_desk(&self) -> Option<Desk> {
+    /// A connection that was asked something just before, and may have gone stale.
+    pub(super) fn idle_desk(&self) -> Option<Desk> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let is_good = |(since, desk): &(Instant, Desk)| {
             since.elapsed() < IDLE_TIME && !desk.conn.socket.is_hung_up()
@@ -253,7 +262,8 @@ impl Net {
         std::iter::from_fn(|| idle.pop()).find(is_good).map(|(_, desk)| desk)
     }
 
-    fn keep(&self, desk: Desk) {
+    /// Keeps a connection for whoever asks next.
+    pub(super) fn keep(&self, desk: Desk) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.retain(|(since, _)| since.elapsed() < IDLE_TIME);
         if idle.len() < IDLE_COUNT_MAX {
@@ -314,6 +324,21 @@ enum Asked {
     Broken(Error),
 }
 
+impl Answer {
+    /// What answers a call, if it does.
+    pub(super) fn into_told(self) -> Result<Told> {
+        let what = match self {
+            Self::Told(told) => return Ok(told),
+            Self::Standing(_) => "how a job stands",
+            Self::Decided(_) => "a decision",
+        };
+        Err(Error::new(
+            ErrorKind::Invalid,
+            format!("hear an answer to a call: what came is {what}"),
+        ))
+    }
+}
+
 impl Desk {
     async fn ask(&mut self, question: Question) -> Asked {
         match self.exchange(question).await {
@@ -331,10 +356,7 @@ impl Desk {
     /// Calls, on a connection that is to stay with the caller.
     pub(super) async fn call(&mut self, call: Call) -> Result<Told> {
         match self.ask(Question::Call(call)).await {
-            Asked::Answered(answer) => match answer? {
-                Answer::Told(told) => Ok(told),
-                other => Err(odd(&other)),
-            },
+            Asked::Answered(answer) => answer?.into_told(),
             Asked::Broken(error) => Err(error),
         }
     }
@@ -377,15 +399,6 @@ fn astray(event: &GreetingEvent) -> Error {
         GreetingEvent::Closed(_) => "the end",
     };
     Error::new(ErrorKind::Invalid, format!("hear an answer: what came is {what}"))
-}
-
-fn odd(answer: &Answer) -> Error {
-    let what = match answer {
-        Answer::Told(told) => told.name(),
-        Answer::Standing(_) => "how a job stands",
-        Answer::Decided(_) => "a decision",
-    };
-    Error::new(ErrorKind::Invalid, format!("hear an answer to a call: what came is {what}"))
 }
 
 #[cfg(test)]

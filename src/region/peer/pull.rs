@@ -47,7 +47,19 @@ pub(super) async fn fetch_first(far: &Far, image: &ImageId) -> Result<Fetched> {
 
 /// Opens a session for an image. `table`: with its digests, where the other side has them.
 async fn fetch(far: &Far, image: &ImageId, table: bool) -> Result<Fetched> {
-    let Desk { mut conn, greeting } = far.net.dial().await?;
+    while let Some(desk) = far.net.idle_desk() {
+        let socket = desk.conn.socket.clone();
+        match fetch_on(desk, far, image, table).await {
+            // It had gone stale. One that is silent is not: a new one would be no better.
+            Err(error) if error.kind() == ErrorKind::Unavailable && socket.is_hung_up() => {}
+            fetched => return fetched,
+        }
+    }
+    fetch_on(far.net.dial().await?, far, image, table).await
+}
+
+async fn fetch_on(desk: Desk, far: &Far, image: &ImageId, table: bool) -> Result<Fetched> {
+    let Desk { mut conn, greeting } = desk;
     let closed = || Error::new(ErrorKind::Unavailable, "fetch on a connection that is gone");
     let link = greeting.into_link().ok_or_else(closed)?;
     let id = link.id();

@@ -17,13 +17,14 @@ use crate::pump::{Packing, Pump, Socket};
 use crate::region::{Base, BoxFuture, LocalFile, Outcome, Restored, Settled, Target, Vote, Wishes};
 use crate::sync::time::{Instant, sleep, timeout_at};
 use crate::sync::{Mutex, MutexGuard};
-use crate::wire::message::{FEATURE_DELTA, Token};
+use crate::wire::message::Token;
 use crate::wire::session::{Item, Sender, SenderState};
 
 use super::Far;
 use super::call::{Call, Owned, Told, astray};
-use super::net::{Desk, backoff};
+use super::net::backoff;
 
+mod anchor;
 mod attempt;
 mod base;
 
@@ -36,7 +37,7 @@ const CLEAN_POLL: Duration = Duration::from_millis(50);
 /// Stages at the other daemon, and owns it.
 pub(super) async fn stage(far: Far, spec: &JobSpec, reopen: bool) -> Result<Arc<dyn Target>> {
     let mut spec = far.spec_there(spec);
-    let anchored = anchor(&far, &mut spec, reopen, None).await?;
+    let anchored = anchor::anchor(&far, &mut spec, reopen, None).await?;
     let location = far.location_of(&spec.target.image);
     let state = State {
         token: anchored.token,
@@ -67,38 +68,6 @@ pub(super) async fn stage(far: Far, spec: &JobSpec, reopen: bool) -> Result<Arc<
     let mut tasks = JoinSet::new();
     tasks.spawn(attempt::drive(stage.clone(), anchored.desk, begun));
     Ok(Arc::new(PeerTarget { stage, begin: Mutex::new(Some(begin)), _tasks: tasks }))
-}
-
-/// A connection that stands for a stage.
-pub(super) struct Anchored {
-    pub(super) desk: Desk,
-    token: Token,
-    epoch: u32,
-}
-
-/// Dials, and stages on that connection. `instead`: of the owner with that token, if it lives.
-async fn anchor(
-    far: &Far,
-    spec: &mut JobSpec,
-    reopen: bool,
-    instead: Option<Token>,
-) -> Result<Anchored> {
-    let location = far.location_of(&spec.target.image);
-    let within = |error: Error| error.within(location.clone());
-    crate::region::refuse_key(spec).map_err(within)?;
-    let mut desk = far.net.dial().await.map_err(within)?;
-    if desk.greeting.agreed().is_none_or(|agreed| agreed.features & FEATURE_DELTA == 0) {
-        // The other side would not understand it: everything travels.
-        spec.base = None;
-    }
-    let call = Call::Stage { reopen, instead, spec: Box::new(spec.clone()) };
-    match desk.call(call).await.map_err(within)? {
-        Told::Staged { token, epoch } => {
-            desk.greeting.keep();
-            Ok(Anchored { desk, token, epoch })
-        }
-        told => Err(within(astray(&told))),
-    }
 }
 
 /// A stage at another daemon. Dropping it hangs its connection up: the other side lets go.

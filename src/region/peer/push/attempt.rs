@@ -14,7 +14,8 @@ use crate::wire::message::{Begin, Decision, FEATURE_ZSTD, Standing};
 use crate::wire::session::{GreetingEvent, Item, Rest, Sender, SenderEvent};
 
 use super::super::net::{Answer, Desk, Question, backoff};
-use super::{Anchored, Stage, anchor};
+use super::Stage;
+use super::anchor::{Anchored, anchor};
 
 /// How long the engine has to hear that others cancelled, before its writes fail.
 const HEAR_TIME: Duration = Duration::from_secs(3);
