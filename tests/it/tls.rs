@@ -15,8 +15,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockferry::peer::{
-    Ceilings, Door, DoorCaps, Identity, Tls, TlsFiles, TlsStream, stream_error,
+    Ceilings, Door, DoorCaps, Identity, Policy, Tls, TlsFiles, TlsStream, stream_error,
 };
+use blockferry::region::{MemoryRegion, Region};
+use blockferry::serve::{Listener, Server, ServerOptions};
 use blockferry::{Error, ErrorKind, Result};
 use rcgen::{
     CertificateParams, CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair,
@@ -387,6 +389,45 @@ async fn a_revoked_certificate_is_refused_on_either_side_once_the_list_is_read()
     assert_eq!(kind(beta.reload(&other)), ErrorKind::Invalid, "it is somebody else");
     let (_, accepted) = meet(&gamma, "localhost", &beta).await;
     assert_eq!(kind(accepted), ErrorKind::Denied);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_refuses_a_daemon_whose_certificate_is_on_its_list() {
+    let world = World::new();
+    let there: Arc<dyn Region> = Arc::new(MemoryRegion::new("b"));
+    let server = Server::new([("b".parse().unwrap(), there)], ServerOptions::default()).unwrap();
+    let listener = Listener::tcp("127.0.0.1:0", world.tls("beta")).await.unwrap();
+    let address = listener.address().unwrap();
+    let policy = "[[peer]]\nidentity = \"alpha\"\n[[peer.grant]]\nregions = [\"b\"]\n\
+                  operations = [\"push\"]\n";
+    let policy = Policy::parse(policy).unwrap();
+    let serving = tokio::spawn({
+        let server = server.clone();
+        async move { server.serve(listener, policy).await }
+    });
+    fs::write(world.path("disk.raw"), vec![7; 100_000]).unwrap();
+    // How it ends, by what it is shown.
+    let copy = |image: &str, words: &[&str], set: &str| {
+        let mut command = Command::new(BINARY);
+        command.args(["copy", "disk.raw", &format!("ferrys://{address}/b/{image}"), "--json"]);
+        command.args(words).current_dir(world.temp.path()).stdin(Stdio::null());
+        command.env("BLOCKFERRY_STATE_DIR", world.path("state")).env("BLOCKFERRY_CRL", set);
+        let output = tokio::task::block_in_place(|| command.output().unwrap());
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        json["error"]["kind"].as_str().map(str::to_owned)
+    };
+    let shown = ["--cert", "ca/alpha.pem", "--key", "ca/alpha.key", "--ca", "ca/ca.pem"];
+    let listed = [&shown[..], &["--crl", "ca/ca.crl"]].concat();
+    let (denied, invalid) = (Some("denied".to_owned()), Some("invalid".to_owned()));
+    world.revoke(&["alpha"]);
+    assert_eq!(copy("m-1", &listed, ""), None, "another certificate is on the list");
+    world.revoke(&["beta"]);
+    assert_eq!(copy("m-2", &listed, ""), denied, "its own is");
+    assert_eq!(copy("m-3", &shown, "ca/ca.crl"), denied, "and the environment names the list");
+    assert_eq!(copy("m-4", &shown, ""), None, "no list is given");
+    assert_eq!(copy("m-5", &["--crl", "ca/ca.crl"], ""), invalid, "a list of no authority");
+    assert!(server.shutdown(Duration::from_secs(30)).await);
+    serving.await.unwrap();
 }
 
 #[tokio::test]

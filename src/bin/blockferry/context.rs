@@ -64,6 +64,9 @@ struct PeerArgs {
     /// The authority of the other side [default: $BLOCKFERRY_CA]
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// Lists of certificates that it has revoked [default: $BLOCKFERRY_CRL]
+    #[arg(long, value_name = "FILE")]
+    crl: Option<PathBuf>,
     /// Whether chunks travel compressed to and from another daemon
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Compression::Auto)]
     compression: Compression,
@@ -93,7 +96,13 @@ impl Common {
             #[cfg(feature = "encrypt")]
             keys: KeyArgs { keyring: keyring.cloned() },
             #[cfg(feature = "peer")]
-            peer: PeerArgs { cert: None, key: None, ca: None, compression: Compression::Auto },
+            peer: PeerArgs {
+                cert: None,
+                key: None,
+                ca: None,
+                crl: None,
+                compression: Compression::Auto,
+            },
         })
     }
 }
@@ -101,8 +110,9 @@ impl Common {
 #[cfg(feature = "peer")]
 impl PeerArgs {
     fn words(&self) -> Vec<String> {
-        let given = [("--cert", &self.cert), ("--key", &self.key), ("--ca", &self.ca)];
-        let given = given.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?)));
+        let own = [("--cert", &self.cert), ("--key", &self.key)];
+        let given = own.into_iter().chain([("--ca", &self.ca), ("--crl", &self.crl)]);
+        let given = given.filter_map(|(name, path)| Some((name, path.as_ref()?)));
         let mut words: Vec<_> =
             given.flat_map(|(name, path)| [name.to_owned(), shown(path)]).collect();
         if self.compression == Compression::None {
@@ -112,6 +122,7 @@ impl PeerArgs {
     }
 
     fn tls(&self) -> Result<Option<blockferry::peer::Tls>> {
+        use blockferry::peer::{Tls, TlsFiles};
         let given = |option: &Option<PathBuf>, name| {
             let set = || std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
             option.clone().or_else(set)
@@ -119,13 +130,15 @@ impl PeerArgs {
         let cert = given(&self.cert, "BLOCKFERRY_CERT");
         let key = given(&self.key, "BLOCKFERRY_KEY");
         let ca = given(&self.ca, "BLOCKFERRY_CA");
+        let crl = given(&self.crl, "BLOCKFERRY_CRL");
         match (cert, key, ca) {
-            (None, None, None) => Ok(None),
+            // A list in the environment is of no use to those who talk to no daemon.
+            (None, None, None) if self.crl.is_none() => Ok(None),
             (Some(cert), Some(key), Some(ca)) => {
-                blockferry::peer::Tls::load(&cert, &key, &ca).map(Some)
+                Tls::open(&TlsFiles::new(cert, key, ca).with_crl(crl)).map(Some)
             }
             _ => Err(Error::new(ErrorKind::Invalid, "show a certificate to the other side")
-                .hint("--cert, --key and --ca belong together")),
+                .hint("--cert, --key and --ca belong together, and --crl to them")),
         }
     }
 }
