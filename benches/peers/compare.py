@@ -38,6 +38,7 @@ def main():
 def everything(options):
     began = datetime.datetime.now(datetime.timezone.utc)
     result = {"machine": machine.facts(), "date": f"{began:%Y-%m-%d}", "mode": options.mode}
+    result["build"] = machine.build(options)
     result |= {"repeat": command_line.repeat_line(options), "rounds": options.rounds}
     result |= {"seed": options.seed, "tables": [], "left_out": []}
     measure.note(f"seed {options.seed}")
@@ -76,6 +77,7 @@ def joined(paths):
     whole["tables"] = sorted(tables.values(), key=lambda one: order[one["input"]])
     whole["took_s"] = sum(part["took_s"] for part in parts)
     whole["repeat"] = "`, `".join(part["repeat"] for part in parts)
+    whole["build"] = "; ".join(dict.fromkeys(part.get("build", "unknown") for part in parts))
     told = dict.fromkeys(why for part in parts for why in part["left_out"])
     whole["left_out"] = [why for why in told if why.split(":")[0] not in whole]
     return whole

@@ -19,7 +19,8 @@ def measured(options, disk):
     began = measure.time.time()
     environment = os.environ | {"BLOCKFERRY_BENCH_MIB": str(MIB)}
     command = ["cargo", "bench", "--locked", "--all-features", "--bench", "copy"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    folder = os.path.dirname(os.path.abspath(__file__))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise inputs.Missing(f"cargo bench failed: {last}")

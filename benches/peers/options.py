@@ -34,7 +34,7 @@ def parsed():
     for form in ["json", "svg", "markdown"]:
         words.add_argument(f"--{form}", metavar="FILE", help=f"write the result as {form} there")
     words.add_argument("--blockferry", help="the binary to measure (built)")
-    for given_by_run in ["--tools", "--below"]:
+    for given_by_run in ["--tools", "--below", "--features"]:
         words.add_argument(given_by_run, help=argparse.SUPPRESS)
     return completed(words.parse_args())
 

@@ -45,7 +45,7 @@ def head(result):
         f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB of memory, "
         f"{machine['kernel']}, {machine['file_system']}; {result['date']}; medians of up to "
         f"{result['rounds']} rounds in turns; {result['took_s'] / 60:.0f} minutes in all.\n"
-        f"To repeat: `{result['repeat']}`."
+        f"Build: {result['build']}.\nTo repeat: `{result['repeat']}`."
     )
 
 

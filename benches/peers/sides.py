@@ -12,9 +12,11 @@ import threading
 import time
 from typing import Callable
 
+import inputs
 import measure
 
 MIB = 1 << 20
+PLAIN = "--compression=none"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -42,7 +44,9 @@ class Serving:
             with contextlib.suppress(OSError):
                 return socket.create_connection(("127.0.0.1", self.port)).close()
             time.sleep(0.02)
-        raise measure.Differs(f"{self.process.args[0]} does not listen")
+        self.process.kill()
+        self.process.wait()
+        raise inputs.Missing(f"{self.process.args[0]} does not listen")
 
     def members(self):
         """It and its children, of which `rsync` has one a connection."""
@@ -105,6 +109,24 @@ class Contestant:
     prepare: Callable = lambda: None
 
 
+PACKAGES = {
+    "nbdcopy": "libnbd-bin", "nbdkit": "nbdkit", "qemu-img": "qemu-utils", "rsync": "rsync",
+    "openssl": "openssl",
+}
+# Whose serving side, or certificates, are another tool's.
+NEEDS = {"nbdcopy": ["nbdcopy", "nbdkit", "openssl"], "qemu-img": ["qemu-img", "nbdkit", "openssl"]}
+
+
+def why_not(one):
+    """Why it cannot take part on this machine; `None` where it can."""
+    if one.kind != "peer":
+        return None
+    name = one.name.split()[0]
+    missing = [tool for tool in NEEDS.get(name, [name]) if not shutil.which(tool)]
+    told = [f"{tool} is not installed (Debian package {PACKAGES[tool]})" for tool in missing]
+    return ", ".join(told) or None
+
+
 def gnutls_certificates(folder):
     """An authority and two certificates as nbdkit and qemu-img want them: they insist on a use of
     the key that TLS 1.3 has none for, which `blockferry cert` does not grant."""
@@ -138,27 +160,27 @@ class Bench:
                 '[[peer]]\nidentity = "alpha"\n[[peer.grant]]\nregions = ["b", "src"]\n'
                 'operations = ["push", "pull", "list", "cancel", "control"]\n'
             )
-        gnutls_certificates(folder)
+        # Those who need them are left out, and say so.
+        if shutil.which("openssl"):
+            gnutls_certificates(folder)
 
     def files(self, name):
         return [f"{self.ca}/{name}.pem", f"{self.ca}/{name}.key", f"{self.ca}/ca.pem"]
 
     def contestants(self, image, whose):
+        """Those that take part, and pairs of who is left out and why."""
         to = self.place.destination
         file, pulled = f"{to}/copy.raw", f"{to}/pulled.raw"
         found = [*self.ferries(image, file)]
         if whose == "floor":
-            plain = [*self.ferries(image, file, ["--compression=none"])]
-            return [one for pair in zip(found, plain) for one in pair]
+            plain = [*self.ferries(image, file, [PLAIN])]
+            return [one for pair in zip(found, plain) for one in pair], []
         if whose == "all":
             found += [*self.pumps(image, file)]
         found += [*self.nbd(image, pulled), *self.rsyncs(image, pulled)]
-        return [one for one in found if one.kind != "peer" or self.is_there(one)]
-
-    def is_there(self, one):
-        tools = {"nbdcopy": ["nbdcopy", "nbdkit"], "qemu-img": ["qemu-img", "nbdkit"]}
-        name = one.name.split()[0]
-        return all(map(shutil.which, tools.get(name, [name])))
+        whys = [(one, why_not(one)) for one in found]
+        left_out = [(one.name, why) for one, why in whys if why]
+        return [one for one, why in whys if not why], left_out
 
     def ferries(self, image, file, more=()):
         cert, key, ca = self.files("alpha")

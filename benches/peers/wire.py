@@ -79,7 +79,11 @@ def sample(bench, image, link, one, row, whole):
     bench.place.freshen()
     one.prepare()
     measure.settle(bench.options, image, "hot")
-    serving = one.serve()
+    try:
+        serving = one.serve()
+    except inputs.Missing as why:
+        row["failed"] = str(why)
+        return
     try:
         with relayed(serving.port, link) as port:
             before = serving.cpu_s()
@@ -103,7 +107,9 @@ def sample(bench, image, link, one, row, whole):
 
 
 def one_table(bench, image, link, whose):
-    contestants = bench.contestants(image, whose)
+    contestants, left_out = bench.contestants(image, whose)
+    for name, why in left_out:
+        measure.note(f"left out: {name}: {why}")
     rows = [{"tool": one.name, "kind": one.kind, "samples": []} for one in contestants]
     for number in range(bench.options.rounds):
         for one, row in zip(contestants, rows):
@@ -112,21 +118,25 @@ def one_table(bench, image, link, whose):
                 told = row.get("failed") or f"{row['samples'][-1]['wall_s']:.2f} s"
                 measure.note(f"round {number + 1}, {one.name}: {told}")
     title = f"{image.title}; {link.title}"
-    return {"title": title, "size": image.size, "data": image.data, "rate": link.rate, "rows": rows}
+    table = {"title": title, "size": image.size, "data": image.data, "rate": link.rate}
+    table |= {"is_dense": image.is_dense, "build": machine.build(bench.options)}
+    return table | {"rows": rows, "left_out": left_out}
 
 
 # --- The table
 
 
 def markdown(result):
-    facts = result["machine"]
+    facts, tables = result["machine"], result["tables"]
+    builds = dict.fromkeys(table.get("build", "unknown") for table in tables.values())
     head = (
         f"{facts['cores']} cores ({facts['cpu']}), {facts['memory_gib']} GiB of memory, "
         f"{facts['kernel']}, tmpfs; {result['date']}; medians of {result['rounds']} rounds in "
-        f"turns.\nTo repeat: `{result['repeat']}`."
+        f"turns.\nBuild: {'; '.join(builds) or 'none'}.\nTo repeat: `{result['repeat']}`."
     )
-    told = [table_text(result["tables"][name]) for name in TABLES if name in result["tables"]]
-    return "\n\n".join([head, *told, NOTES]) + "\n"
+    told = [table_text(tables[name]) for name in TABLES if name in tables]
+    missing = [f"Left out: {why}." for why in result["left_out"]]
+    return "\n\n".join([head, *told, *missing, NOTES]) + "\n"
 
 
 NOTES = (
@@ -145,15 +155,35 @@ def table_text(table):
         "| CPU a GiB, s: copying, serving | anonymous, MiB: copying, serving |",
         "|---|---|---|---|---|---|---|",
     ]
-    peers = [row for row in table["rows"] if row["kind"] == "peer" and row["samples"]]
-    best = min((measure.median(row, "wall_s") for row in peers), default=None)
+    good = [row for row in table["rows"] if row["samples"] and "failed" not in row]
+    best = min((wall_of(row) for row in good if row["kind"] == "peer"), default=None)
     lines += [row_text(table, row, best) for row in table["rows"]]
-    for row in table["rows"]:
-        if row["kind"] == "ferry" and row["samples"]:
-            shares = sorted(measure.stalls(row).items(), key=lambda pair: -pair[1])
-            told = ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)
-            lines.append(f"\nWhat held `{row['tool']}` back: {told}.")
+    ferries = [row for row in good if row["kind"] == "ferry"]
+    lines += [f"\n{told}" for row in ferries if (told := held_against(table, row, good))]
+    for row in ferries:
+        shares = sorted(measure.stalls(row).items(), key=lambda pair: -pair[1])
+        told = ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)
+        lines.append(f"\nWhat held `{row['tool']}` back: {told}.")
+    lines += [f"\nLeft out: `{tool}`: {why}." for tool, why in table["left_out"]]
     return "\n".join(lines)
+
+
+def wall_of(row):
+    return measure.median(row, "wall_s")
+
+
+def held_against(table, row, good):
+    """A copy's speed as a share of the limits', and of its own without compression."""
+    told = [
+        f"{wall_of(limit) / wall_of(row):.2f} of {limit['tool'].removeprefix('limit: ')}"
+        for limit in good
+        if limit["kind"] == "limit"
+    ]
+    if table["rate"] and table["is_dense"]:
+        told.append(f"{table['data'] * 8 / table['rate'] / wall_of(row):.2f} of the link")
+    plain = [other for other in good if other["tool"] == f"{row['tool']} {sides.PLAIN}"]
+    told += [f"{wall_of(other) / wall_of(row):.2f} of itself uncompressed" for other in plain]
+    return f"Speed of `{row['tool']}`: {', '.join(told)}." if told else ""
 
 
 def row_text(table, row, best):
@@ -178,16 +208,22 @@ def parsed():
     )
     words.add_argument("--wire", action="store_true", help=argparse.SUPPRESS)
     words.add_argument("--only", default=",".join(TABLES), help=",".join(TABLES))
-    words.add_argument("--rounds", type=int, default=3, help="samples of each contestant (3)")
-    words.add_argument("--scale", type=float, default=1.0, help="of the inputs, to try things (1)")
+    words.add_argument("--quick", action="store_true", help="to see that it works: 1 round, small")
+    words.add_argument("--rounds", type=int, help="samples of each contestant (3; quick 1)")
+    words.add_argument("--scale", type=float, help="of the inputs, to try things (1; quick 1/32)")
     words.add_argument("--seed", type=int, default=1, help="of the inputs (1)")
     words.add_argument("--limit", type=float, default=120, help="seconds a sample may take (120)")
     words.add_argument("--json", metavar="FILE", help="write the result there, beside what is in it")
     words.add_argument("--markdown", metavar="FILE", help="write the tables there")
     words.add_argument("--blockferry", help="the binary to measure (built)")
-    for given_by_run in ["--tools", "--below", "--pump"]:
+    for given_by_run in ["--tools", "--below", "--pump", "--features"]:
         words.add_argument(given_by_run, help=argparse.SUPPRESS)
     options = words.parse_args()
+    for name in options.only.split(",") if options.only else []:
+        if name not in TABLES:
+            words.error(f"{name} is not one of {', '.join(TABLES)}")
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    options.scale = options.scale or (1 / 32 if options.quick else 1.0)
     for name in ("blockferry", "pump", "tools"):
         setattr(options, name, os.path.abspath(getattr(options, name)))
     return options
@@ -196,8 +232,8 @@ def parsed():
 def main():
     options = parsed()
     result = {"machine": machine.facts(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
-    result |= {"rounds": options.rounds, "tables": {}}
-    result["repeat"] = f"benches/peers/run --wire --rounds {options.rounds}"
+    result |= {"rounds": options.rounds, "tables": {}, "left_out": []}
+    result["repeat"] = f"benches/peers/run --wire --rounds {options.rounds} --seed {options.seed}"
     if options.scale != 1:
         result["repeat"] += f" --scale {options.scale:g}"
     if options.json and os.path.exists(options.json):
@@ -211,7 +247,10 @@ def main():
         for name in options.only.split(",") if options.only else []:
             kind, size, data, link, whose = TABLES[name]
             size, data = (round(of * options.scale) // MIB * MIB for of in (size, data))
-            result["tables"][name] = measured(bench, kind, (size, data), link, whose)
+            try:
+                result["tables"][name] = measured(bench, kind, (size, data), link, whose)
+            except inputs.Missing as why:
+                result["left_out"].append(f"{name}: {why}")
             deliver(options, result)
     print(deliver(options, result))
 
