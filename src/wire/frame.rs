@@ -17,6 +17,9 @@
 //! The checksum finds a stream that has lost its step. It does not authenticate: TLS does, and a
 //! chunk's digest does for its bytes.
 
+use std::sync::LazyLock;
+
+use blake3::hazmat::{ContextKey, HasherExt, hash_derive_key_context};
 use bytes::{Bytes, BytesMut};
 
 use crate::codec::{Decoder, Encoder};
@@ -38,7 +41,9 @@ pub const CHUNK_PREFIX_LEN: u32 = 40;
 
 const MAGIC: [u8; 4] = *b"BFRY";
 const CHECKED_LEN: usize = 24;
-const CHECKSUM_CONTEXT: &str = "blockferry 2026-11-25 frame header v1";
+/// What the context comes to, hashed once and not for every header.
+static CHECKSUM_KEY: LazyLock<ContextKey> =
+    LazyLock::new(|| hash_derive_key_context("blockferry 2026-11-25 frame header v1"));
 
 /// What a reader of frames insists on, at this moment of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,7 +227,7 @@ impl Header {
 
 fn checksum(fields: &[u8]) -> [u8; HEADER_LEN - CHECKED_LEN] {
     debug_assert_eq!(fields.len(), CHECKED_LEN, "a checksum covers all fields before it");
-    let mut hasher = blake3::Hasher::new_derive_key(CHECKSUM_CONTEXT);
+    let mut hasher = blake3::Hasher::new_from_context_key(&CHECKSUM_KEY);
     hasher.update(fields);
     let mut checksum = [0; HEADER_LEN - CHECKED_LEN];
     hasher.finalize_xof().fill(&mut checksum);

@@ -70,8 +70,14 @@ impl Network {
         self.last
     }
 
-    pub(super) fn ids(&self) -> Vec<u32> {
-        self.connections.keys().copied().collect()
+    /// How many connections there are.
+    pub(super) fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// The `nth` of them, in the order in which they were made.
+    pub(super) fn nth(&self, nth: usize) -> Option<u32> {
+        self.connections.keys().nth(nth).copied()
     }
 
     pub(super) fn send(&mut self, id: u32, from: Side, packet: &Packet, now: Instant) {

@@ -96,12 +96,16 @@ impl World {
             if dice.is_over() {
                 break;
             }
-            let ids = self.network.ids();
-            let id = ids.get(dice.below(ids.len().clamp(1, 256))).copied().unwrap_or(0);
+            let nth = dice.below(self.network.len().clamp(1, 256));
+            let id = self.network.nth(nth).unwrap_or(0);
             let side = Side::BOTH[dice.below(2)];
             match dice.below(16) {
-                0..=3 => self.transmit(id, side),
-                4..=8 => self.receive(id, side)?,
+                0..=3 => {
+                    self.transmit(id, side);
+                }
+                4..=8 => {
+                    self.receive(id, side)?;
+                }
                 9 | 10 => self.pusher_works(dice)?,
                 11 | 12 => self.server.work(dice.below(4), false)?,
                 13 => self.dial(dice),
@@ -146,21 +150,37 @@ impl World {
             }
             self.find_ends();
             self.dial(dice);
-            self.pusher_works(dice)?;
-            self.server.work(0, false)?;
-            for id in self.network.ids() {
+            for _ in 0..WORKS {
+                self.pusher_works(dice)?;
+                self.server.work(0, false)?;
+            }
+            let mut is_quiet = true;
+            // What comes up meanwhile is for the next round.
+            for nth in 0..self.network.len() {
+                let Some(id) = self.network.nth(nth) else { break };
                 for side in Side::BOTH {
-                    self.transmit(id, side);
-                    self.receive(id, side)?;
+                    while self.transmit(id, side) {
+                        is_quiet = false;
+                    }
+                    while self.receive(id, side)? {
+                        is_quiet = false;
+                    }
                 }
             }
             self.check();
-            // A moment a round: what nobody hears of any more runs into its deadline.
-            self.pass(Duration::from_millis(100));
+            self.pass(self.lull(is_quiet));
         }
         let (pusher, server) = (&self.pusher.sender, &self.server.receiver);
         assert!(self.ended().is_some(), "undecided when all is calm: {pusher:?}, {server:?}");
         Ok(Ended::Refused)
+    }
+
+    /// A moment a round; and where nobody has anything to say, until somebody's patience ends.
+    fn lull(&self, is_quiet: bool) -> Duration {
+        let due = [self.pusher.poll_timeout(), self.server.poll_timeout()];
+        let due = due.into_iter().flatten().min().filter(|_| is_quiet);
+        let left = due.map_or(Duration::ZERO, |due| due.saturating_duration_since(self.now));
+        left.max(Duration::from_millis(100))
     }
 
     fn ended(&self) -> Option<Ended> {
@@ -208,28 +228,28 @@ impl World {
         }
     }
 
-    fn transmit(&mut self, id: u32, side: Side) {
+    /// Whether that side had anything to say.
+    fn transmit(&mut self, id: u32, side: Side) -> bool {
         let packet = match side {
             Side::North => self.pusher.poll_transmit(id, self.now),
             Side::South => self.server.poll_transmit(id),
         };
-        if let Some(packet) = packet {
-            self.network.send(id, side, &packet, self.now);
+        if let Some(packet) = &packet {
+            self.network.send(id, side, packet, self.now);
         }
+        packet.is_some()
     }
 
-    fn receive(&mut self, id: u32, side: Side) -> Result<()> {
-        let Some((arrives_at, bytes)) = self.network.receive(id, side) else { return Ok(()) };
+    /// Whether there was anything to hear.
+    fn receive(&mut self, id: u32, side: Side) -> Result<bool> {
+        let Some((arrives_at, bytes)) = self.network.receive(id, side) else { return Ok(false) };
         self.now = self.now.max(arrives_at);
         let hung_up = match side {
-            Side::North => self.pusher.hear(id, &bytes, self.now),
-            Side::South => self.server.hear(id, &bytes, self.now),
+            Side::North => self.pusher.hear(id, bytes, self.now),
+            Side::South => self.server.hear(id, bytes, self.now),
         };
-        match hung_up {
-            Ok(hung_up) => hung_up.into_iter().for_each(|id| self.hang_up(id, side)),
-            Err(error) => return Err(error),
-        }
-        Ok(())
+        hung_up?.into_iter().for_each(|id| self.hang_up(id, side));
+        Ok(true)
     }
 
     fn pass(&mut self, time: Duration) {
@@ -246,24 +266,25 @@ impl World {
 
     /// Both sides look at their connections: those that ended, and those that are of no use.
     fn find_ends(&mut self) {
-        for id in self.pusher.connections() {
-            if self.network.is_over(id, Side::North) {
-                self.hang_up(id, Side::North);
-            }
+        let (pusher, server, network) = (&self.pusher, &self.server, &self.network);
+        let over = |id: &u32, side| network.is_over(*id, side);
+        let north: Vec<u32> = pusher.connections().filter(|id| over(id, Side::North)).collect();
+        let south: Vec<u32> = server.connections().filter(|id| over(id, Side::South)).collect();
+        north.into_iter().for_each(|id| self.hang_up(id, Side::North));
+        south.into_iter().for_each(|id| self.hang_up(id, Side::South));
+        while let Some(id) = self.pusher.idle() {
+            self.part(id, Side::North);
         }
-        for id in self.server.connections() {
-            if self.network.is_over(id, Side::South) {
-                self.hang_up(id, Side::South);
-            }
+        while let Some(id) = self.server.idle() {
+            self.part(id, Side::South);
         }
-        for (side, ids) in [(Side::North, self.pusher.idle()), (Side::South, self.server.idle())] {
-            for id in ids {
-                // The last words go out first.
-                self.transmit(id, side);
-                self.transmit(id, side);
-                self.hang_up(id, side);
-            }
-        }
+    }
+
+    /// The last words go out first.
+    fn part(&mut self, id: u32, side: Side) {
+        self.transmit(id, side);
+        self.transmit(id, side);
+        self.hang_up(id, side);
     }
 
     fn hang_up(&mut self, id: u32, side: Side) {
@@ -276,6 +297,8 @@ impl World {
 }
 
 const ROUNDS_MAX: usize = 5_000;
+/// What each side does in a round.
+const WORKS: usize = 4;
 
 #[cfg(test)]
 mod tests {

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use crate::chunk::{Content, Digest};
+use crate::compress::Packer;
 use crate::error::Result;
 use crate::geometry::{ChunkIndex, ChunkRun, ChunkSize, Geometry, to_usize};
 use crate::id::{ImageId, JobId, RegionName};
@@ -32,6 +33,8 @@ pub(super) struct Picture {
 pub(super) struct Drawn {
     pub(super) bytes: Bytes,
     pub(super) digest: Option<Digest>,
+    /// As a zstd frame, where that is shorter.
+    pub(super) packed: Option<Bytes>,
 }
 
 impl Picture {
@@ -90,8 +93,8 @@ impl Picture {
 
 const VARIANTS: usize = 4;
 
-/// Drawn once for all worlds: hashing would take most of the time. By chunk count, as the only
-/// chunk of an image has another digest.
+/// Drawn once for all worlds: hashing and packing would take most of the time. By chunk count, as
+/// the only chunk of an image has another digest.
 fn drawn(geometry: Geometry, at: usize, variant: usize) -> Drawn {
     static DRAWN: OnceLock<Vec<Drawn>> = OnceLock::new();
     let all = DRAWN.get_or_init(|| {
@@ -119,7 +122,20 @@ fn paint(geometry: Geometry, index: ChunkIndex, variant: usize) -> Drawn {
         }
     }
     match seal(geometry, index, bytes.into()) {
-        Seal::Zero(_) => Drawn { bytes: Bytes::from(vec![0; CHUNK_BYTES]), digest: None },
-        Seal::Data(sealed) => Drawn { bytes: sealed.data().clone(), digest: Some(sealed.digest()) },
+        Seal::Zero(_) => Drawn { bytes: zeroes(), digest: None, packed: None },
+        Seal::Data(sealed) => {
+            let packed = Packer::new(1).and_then(|mut packer| packer.pack(sealed.data()));
+            Drawn {
+                bytes: sealed.data().clone(),
+                digest: Some(sealed.digest()),
+                packed: packed.ok().flatten(),
+            }
+        }
     }
+}
+
+/// The bytes of a chunk of zeros: the same for all.
+pub(super) fn zeroes() -> Bytes {
+    static ZEROES: [u8; CHUNK_BYTES] = [0; CHUNK_BYTES];
+    Bytes::from_static(&ZEROES)
 }

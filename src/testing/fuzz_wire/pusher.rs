@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use crate::compress::Packer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ChunkIndex, ChunkRun};
 use crate::id::ImageId;
@@ -80,7 +79,7 @@ impl Pusher {
 
     /// Forgets everything but what it is to do. Its connections are to be cut.
     pub(super) fn crash(&mut self) -> Vec<u32> {
-        let connections = self.connections();
+        let connections = self.connections().collect();
         let picture = self.picture.clone();
         let fresh = Self::new(picture, self.bounds);
         let old = std::mem::replace(self, fresh);
@@ -93,8 +92,8 @@ impl Pusher {
         connections
     }
 
-    pub(super) fn connections(&self) -> Vec<u32> {
-        self.buffers.keys().copied().collect()
+    pub(super) fn connections(&self) -> impl Iterator<Item = u32> {
+        self.buffers.keys().copied()
     }
 
     /// Whether it needs a control connection, and has none under way.
@@ -134,9 +133,9 @@ impl Pusher {
     }
 
     /// Bytes came. Gives the connections that are to be hung up.
-    pub(super) fn hear(&mut self, id: u32, bytes: &BytesMut, now: Instant) -> Result<Vec<u32>> {
+    pub(super) fn hear(&mut self, id: u32, bytes: BytesMut, now: Instant) -> Result<Vec<u32>> {
         if let Some(buffer) = self.buffers.get_mut(&id) {
-            buffer.extend_from_slice(bytes);
+            buffer.unsplit(bytes);
         }
         let mut hung_up = Vec::new();
         while let (Some(expect), Some(buffer)) = (self.expects(id), self.buffers.get_mut(&id)) {
@@ -293,10 +292,9 @@ impl Pusher {
             if sender.room() == 0 {
                 return Ok(());
             }
-            let packed = if dice.one_in(4) { Packer::new(1)?.pack(&drawn.bytes)? } else { None };
-            let (codec, bytes) = match packed {
-                Some(packed) => (Codec::Zstd, packed),
-                None => (Codec::Raw, drawn.bytes.clone()),
+            let (codec, bytes) = match &drawn.packed {
+                Some(packed) if dice.one_in(4) => (Codec::Zstd, packed.clone()),
+                _ => (Codec::Raw, drawn.bytes.clone()),
             };
             sender.send_chunk(index, digest, codec, bytes)?
         } else {
@@ -322,10 +320,10 @@ impl Pusher {
         }
     }
 
-    /// The connections that serve no session any more.
-    pub(super) fn idle(&self) -> Vec<u32> {
+    /// A connection that serves no session any more.
+    pub(super) fn idle(&self) -> Option<u32> {
         let of_use = |id: &u32| self.greetings.contains_key(id) || self.links.contains(id);
-        self.connections().into_iter().filter(|id| !of_use(id)).collect()
+        self.connections().find(|id| !of_use(id))
     }
 
     pub(super) fn poll_transmit(&mut self, id: u32, now: Instant) -> Option<Packet> {

@@ -17,7 +17,7 @@ use crate::wire::session::{
     ReceiverEvent, ReceiverState, Ticket,
 };
 
-use super::picture::Picture;
+use super::picture::{Picture, zeroes};
 
 /// What survives a crash of the daemon, and what does not.
 #[derive(Debug, Default)]
@@ -85,7 +85,7 @@ impl Server {
 
     /// Loses everything but what is durable. Its connections are to be cut.
     pub(super) fn crash(&mut self) -> Vec<u32> {
-        let connections = self.connections();
+        let connections = self.connections().collect();
         let stage = Stage { volatile: BTreeMap::new(), ..std::mem::take(&mut self.stage) };
         let fresh = Self::new(self.picture.clone(), self.base.take(), self.bounds);
         *self = Self { stage, rotten: std::mem::take(&mut self.rotten), ..fresh };
@@ -97,8 +97,8 @@ impl Server {
         self.rotten.extend(u32::try_from(index));
     }
 
-    pub(super) fn connections(&self) -> Vec<u32> {
-        self.buffers.keys().copied().collect()
+    pub(super) fn connections(&self) -> impl Iterator<Item = u32> {
+        self.buffers.keys().copied()
     }
 
     pub(super) fn dialled(&mut self, id: u32, now: Instant) {
@@ -126,9 +126,9 @@ impl Server {
         }
     }
 
-    pub(super) fn hear(&mut self, id: u32, bytes: &BytesMut, now: Instant) -> Result<Vec<u32>> {
+    pub(super) fn hear(&mut self, id: u32, bytes: BytesMut, now: Instant) -> Result<Vec<u32>> {
         if let Some(buffer) = self.buffers.get_mut(&id) {
-            buffer.extend_from_slice(bytes);
+            buffer.unsplit(bytes);
         }
         let mut hung_up = Vec::new();
         while let (Some(expect), Some(buffer)) = (self.expects(id), self.buffers.get_mut(&id)) {
@@ -277,8 +277,7 @@ impl Server {
             }
             Work::Zeroes(ticket) => {
                 let chunks: Vec<ChunkIndex> = ticket.runs().iter().flat_map(|r| r.iter()).collect();
-                let zeroes = Bytes::from(vec![0; super::picture::CHUNK_BYTES]);
-                let content = |index: &ChunkIndex| (index.get(), (None, zeroes.clone()));
+                let content = |index: &ChunkIndex| (index.get(), (None, zeroes()));
                 let stored = chunks.iter().map(content).collect();
                 let written = ticket.runs().iter().map(|run| Written::zeroes(*run)).collect();
                 self.write(ticket, written, stored)?;
@@ -380,12 +379,12 @@ impl Server {
         }
     }
 
-    /// The connections that serve no session any more.
-    pub(super) fn idle(&self) -> Vec<u32> {
+    /// A connection that serves no session any more.
+    pub(super) fn idle(&self) -> Option<u32> {
         let over = self.receiver.as_ref().is_none_or(|receiver| receiver.state().is_final());
         let of_use =
             |id: &u32| self.greetings.contains_key(id) || (self.links.contains(id) && !over);
-        self.connections().into_iter().filter(|id| !of_use(id)).collect()
+        self.connections().find(|id| !of_use(id))
     }
 
     pub(super) fn poll_transmit(&mut self, id: u32) -> Option<Packet> {
@@ -440,14 +439,14 @@ mod tests {
         server.dialled(id, now);
         let (hello, bounds) = (Hello::new(64 << 10), Bounds::default());
         let mut north = Greeting::dial(link, hello, bounds, Pace::default(), now);
-        server.hear(id, &north.poll_transmit().unwrap().to_bytes(), now).unwrap();
+        server.hear(id, north.poll_transmit().unwrap().to_bytes(), now).unwrap();
         let mut answer = server.poll_transmit(id).unwrap().to_bytes();
         let answer = Frame::decode(&mut answer, north.expects()).unwrap().unwrap();
         north.handle_frame(&answer, now);
         let begin = Begin { epoch, root: None, spec: picture.spec().unwrap() };
         let rest = Rest::default();
         let mut sender = Sender::push(north.into_link().unwrap(), begin, None, rest, now).unwrap();
-        server.hear(id, &sender.poll_transmit(link, now).unwrap().to_bytes(), now).unwrap();
+        server.hear(id, sender.poll_transmit(link, now).unwrap().to_bytes(), now).unwrap();
         while let Some(packet) = server.poll_transmit(id) {
             let expect = sender.expects(link).unwrap();
             let frame = Frame::decode(&mut packet.to_bytes(), expect).unwrap().unwrap();
