@@ -32,7 +32,7 @@ class Serving:
             command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.DEVNULL, text=True
         )
         self.port = ready(self.process.stdout.readline()) if ready else port
-        self.peak_kib, self.stopped = 0, threading.Event()
+        self.peak_kib, self.used, self.stopped = 0, {}, threading.Event()
         self.watcher = threading.Thread(target=self.watch)
         if not ready:
             self.wait_for_port()
@@ -60,13 +60,14 @@ class Serving:
 
     def watch(self):
         while not self.stopped.wait(0.02):
-            self.peak_kib = max(self.peak_kib, sum(map(anonymous_kib, self.members())))
+            members = self.members()
+            self.peak_kib = max(self.peak_kib, sum(map(anonymous_kib, members)))
+            self.used |= {pid: ticks(pid) or self.used.get(pid, 0) for pid in members}
 
     def cpu_s(self):
-        """Of the process, and of the children that it has waited for."""
-        with open(f"/proc/{self.process.pid}/stat") as file:
-            fields = file.read().rsplit(")", 1)[1].split()
-        return sum(map(int, fields[11:15])) / TICKS
+        """Of the process and of its children, also of those that it never waits for."""
+        used = self.used | {pid: ticks(pid) for pid in self.members()}
+        return sum(used.values()) / TICKS
 
     def close(self):
         self.stopped.set()
@@ -79,6 +80,13 @@ class Serving:
             self.process.wait()
         if self.process.stdout:
             self.process.stdout.close()
+
+
+def ticks(pid):
+    """Of processor time, its own and none of its children's."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return sum(map(int, file.read().rsplit(")", 1)[1].split()[11:13]))
+    return 0
 
 
 def anonymous_kib(pid):
