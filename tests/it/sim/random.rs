@@ -7,8 +7,8 @@ use std::{env, thread};
 use super::life::{Case, live};
 
 /// How long the default suite looks at most, on a machine that is slower than most.
-const DEFAULT_TIME: Duration = Duration::from_secs(180);
-const DEFAULT_SEEDS: u64 = 20_000;
+const DEFAULT_TIME: Duration = Duration::from_secs(300);
+const DEFAULT_SEEDS: u64 = 100_000;
 /// How many lives finding a smaller one may take.
 const SHRINK_LIVES_MAX: usize = 400;
 
