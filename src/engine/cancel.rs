@@ -165,9 +165,10 @@ impl Inner {
             }
             Located::Committed(None) => {
                 // Regions without manifests do not know who made an image; the index may.
-                let latest = self.latest_record(name, image).await?;
-                let committed = latest.filter(|record| record.state == JobState::Committed);
-                return Ok(match committed {
+                let mut records = self.records_of(name, image).await?;
+                // The wall clock may have been set back since: of all, the one that has committed.
+                records.retain(|record| record.state == JobState::Committed);
+                return Ok(match latest(records) {
                     Some(record) => {
                         CancelReply::new(Some(record.spec.job), CancelAnswer::AlreadyCommitted)
                     }
@@ -176,16 +177,16 @@ impl Inner {
             }
             Located::Absent => {}
         }
-        match self.latest_record(name, image).await? {
+        match latest(self.records_of(name, image).await?) {
             Some(record) => self.cancel_since(began, record.spec.job).await,
             None => Ok(CancelReply::new(None, CancelAnswer::NotFound)),
         }
     }
 
-    async fn latest_record(&self, name: &RegionName, image: &ImageId) -> Result<Option<JobRecord>> {
+    async fn records_of(&self, name: &RegionName, image: &ImageId) -> Result<Vec<JobRecord>> {
         let mut records = self.index.all().await?;
         records.retain(|r| r.spec.target.region == *name && r.spec.target.image == *image);
-        Ok(records.into_iter().max_by_key(|record| record.spec.created_unix_ms))
+        Ok(records)
     }
 
     /// Waits until nothing of a cancelled job is left, at most 30 seconds.
@@ -241,6 +242,10 @@ impl Inner {
         record.receipt = found_receipt(region, spec).await.ok();
         self.index.write(record).await.ok();
     }
+}
+
+fn latest(records: Vec<JobRecord>) -> Option<JobRecord> {
+    records.into_iter().max_by_key(|record| record.spec.created_unix_ms)
 }
 
 /// What the index answers for a job whose stage is gone.

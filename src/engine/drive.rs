@@ -312,6 +312,7 @@ async fn roll_back(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: &Ends, why: Wh
 
 /// A rollback that finds the commit decided after all: the image is what counts.
 async fn find_committed(engine: &Arc<Inner>, entry: &Entry, ends: &Ends) -> JobOutcome {
+    entry.enter(JobState::Committed);
     let found = crate::engine::found_receipt(&*ends.target_region, &entry.spec).await;
     let mut receipt = found.unwrap_or_else(|_| crate::engine::empty_receipt(&entry.spec));
     let mut record = JobRecord::new(entry.spec.clone(), JobState::Committed);

@@ -12,6 +12,7 @@ use std::fmt;
 ///    │ clean-up cannot finish now                └ cancel → Cancelling
 ///    └→ RollbackPending → (retried at every open and on a timer) → RolledBack
 ///
+/// A cancel that finds the commit decided already ends there: Cancelling → Committed.
 /// A copy whose source changed is rolled back too: Cancelling → Failed{resumable: false}.
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,7 +72,7 @@ impl JobState {
             }
             S::Cancelling => {
                 let undone = S::Failed { resumable: false };
-                matches!(next, S::RolledBack | S::RollbackPending) || next == undone
+                matches!(next, S::RolledBack | S::RollbackPending | S::Committed) || next == undone
             }
             S::RollbackPending => matches!(next, S::RolledBack),
             S::Committed | S::RolledBack | S::Failed { resumable: false } => false,
@@ -144,7 +145,7 @@ mod tests {
             (S::Suspended, vec![S::Queued, S::Cancelling]),
             (S::Committing, vec![S::Committed, S::Cancelling, failed, dead]),
             (S::Committed, vec![]),
-            (S::Cancelling, vec![S::RollbackPending, S::RolledBack, dead]),
+            (S::Cancelling, vec![S::RollbackPending, S::RolledBack, S::Committed, dead]),
             (S::RollbackPending, vec![S::RolledBack]),
             (S::RolledBack, vec![]),
             (failed, vec![S::Queued, S::Cancelling]),

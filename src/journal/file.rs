@@ -88,6 +88,13 @@ fn read_padded(file: &File, at: u64, buffer: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
+/// How the log of a journal ends.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ending {
+    pub(crate) prepared: Option<Prepared>,
+    pub(crate) done: bool,
+}
+
 /// What opening a journal found.
 #[derive(Debug)]
 pub(crate) enum Open {
@@ -165,6 +172,10 @@ impl Journal {
             return Err(Error::new(ErrorKind::Busy, format!("take over job {job}"))
                 .hint("another process runs it"));
         }
+        // Order: from the device before it is read. Pages whose sync failed are clean and readable as
+        // long as they stay in memory; a record that is nowhere else must not be built upon.
+        file.sync_data()?;
+        sabotage::unless("D13", || file.evict(ByteRange::new(0, file.len()?)))?;
         Self::replay(file, job, visit).map(Some)
     }
 
@@ -208,17 +219,20 @@ impl Journal {
         self.tail().prepared
     }
 
-    /// As [`Journal::prepared`], also of a journal whose log was not read: see [`Journal::watch`].
+    /// How the log ends, also of a journal whose log was not read: see [`Journal::watch`].
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] when the log is damaged in a way that no crash can cause.
-    pub(crate) fn read_prepared(&self) -> Result<Option<Prepared>> {
+    pub(crate) fn read_ending(&self) -> Result<Ending> {
         if !self.watching {
-            return Ok(self.prepared());
+            return Ok(Ending { prepared: self.prepared(), done: self.is_done() });
         }
         let mut read = |at: u64, buffer: &mut [u8]| read_padded(&self.file, at, buffer);
         let found = replay(self.job(), self.file.len()?, LOG_AT, &mut read, &mut |_| {})?;
-        Ok(found.and_then(|found| found.prepared))
+        Ok(found.map_or(Ending::default(), |found| Ending {
+            prepared: found.prepared,
+            done: found.done,
+        }))
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -289,6 +303,19 @@ impl Journal {
     pub(crate) fn append_done(&self, _right: &Decision<'_>) -> Result<()> {
         self.append(&Record::Done)?;
         self.tail().done = true;
+        Ok(())
+    }
+
+    /// Records that what was published is durable under its name. It decides nothing; but from now
+    /// on it tells nothing of the job that the name is gone: somebody has moved or removed its image.
+    ///
+    /// # Durability
+    /// Survives power loss when it returns.
+    pub(crate) fn append_published(&self) -> Result<()> {
+        if !self.is_done() {
+            self.append(&Record::Done)?;
+            self.tail().done = true;
+        }
         Ok(())
     }
 
@@ -499,6 +526,59 @@ mod tests {
         assert!(open(&dir).try_set_control(|control| control.limits = Some(limits)).unwrap());
         assert_eq!(owner.control().unwrap().limits, Some(limits));
         assert_eq!(open(&dir).status().unwrap(), None);
+    }
+
+    /// Chunks enough that their record fills pages of its own: the next one does not write them
+    /// again.
+    #[cfg(feature = "testing")]
+    #[test]
+    fn a_record_whose_sync_failed_is_not_built_upon() {
+        use crate::chunk::{Content, Digest};
+        use crate::geometry::{ChunkIndex, ChunkRun, ChunkSize, Geometry};
+        use crate::testing::{Action, Failure, Simulation};
+
+        let chunk = ChunkSize::MIN;
+        let geometry = Geometry::new(1 << 30, chunk).unwrap();
+        let mut header = header();
+        header.spec.geometry = geometry;
+        let job = header.spec.job;
+        let chunks: Vec<_> = (0..1000)
+            .map(|index| {
+                let content =
+                    Content::Data { digest: Digest::from_bytes([7; 32]), data_bytes: 65_536 };
+                Durable::recorded(ChunkRun::new(ChunkIndex::new(index), 1), content)
+            })
+            .collect();
+        let host = Simulation::new(1);
+        let _entered = host.enter();
+        host.make_dir("d").unwrap();
+        let dir = Dir::open_path(&host.process().path("d")).unwrap();
+        let seen = |dir: &Dir| {
+            let mut count = 0;
+            let opened = Journal::take_over(dir, job, &mut |_| count += 1).unwrap().unwrap();
+            assert!(matches!(opened, Open::Valid(_)));
+            (opened, count)
+        };
+
+        let journal = Journal::create(&dir, header).unwrap();
+        dir.sync().unwrap();
+        journal.append_progress(&chunks[..500]).unwrap();
+        // A write, then its sync.
+        host.plan(host.call_count() + 1, Action::Fail(Failure::Io));
+        journal.append_progress(&chunks[500..]).unwrap_err();
+        assert_eq!(host.taken_count(), 1);
+        drop(journal);
+
+        let (opened, count) = seen(&dir);
+        assert_eq!(count, 500);
+        let Open::Valid(journal) = opened else { unreachable!() };
+        journal.begin_attempt().unwrap();
+        drop(journal);
+        host.lose_power(0);
+        let dir = Dir::open_path(&host.process().path("d")).unwrap();
+        let (opened, count) = seen(&dir);
+        assert_eq!(count, 500);
+        assert!(matches!(opened, Open::Valid(journal) if journal.epoch() == 1));
     }
 
     #[test]

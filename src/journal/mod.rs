@@ -18,7 +18,7 @@ mod record;
 mod recovery;
 pub(crate) mod slot;
 
-pub(crate) use file::{JOURNAL, Journal, Open};
+pub(crate) use file::{Ending, JOURNAL, Journal, Open};
 #[cfg(feature = "testing")]
 pub(crate) use record::{
     Chain, HEADER_LEN_MAX, PROGRESS_CHUNKS_MAX, RECORD_LEN_MAX, Record, SECTOR, replay,

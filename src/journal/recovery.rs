@@ -8,7 +8,8 @@ pub(crate) struct Found {
     /// The cancel slot is not empty. Somebody decided to cancel, or was about to: nobody may commit
     /// any more.
     pub(crate) cancelled: bool,
-    /// The `done` record of a target that is written in place.
+    /// The `done` record: a target that is written in place has committed, or what was published is
+    /// durable under its name.
     pub(crate) done: bool,
     /// A `prepared` record: everything was durable and about to be published.
     pub(crate) prepared: bool,

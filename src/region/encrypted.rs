@@ -287,10 +287,10 @@ impl EncryptedFile {
     fn salt(&self, index: ChunkIndex, epoch: u32) -> Result<Salt> {
         static DRAWN: AtomicU64 = AtomicU64::new(0);
         let mut seed = [0; 32];
-        let mut count = 0;
-        let mut process = 0;
+        let (mut count, mut process, mut now) = (0, 0, 0);
         if !sabotage::is("M19") {
             host::fill_random(&mut seed)?;
+            now = host::unix_ms();
         }
         // A simulation is to be the same in every process, and every time.
         if !sabotage::is("M19") && !host::is_simulated() {
@@ -299,7 +299,7 @@ impl EncryptedFile {
         let mut hasher = blake3::Hasher::new_derive_key(SALT_CONTEXT);
         hasher.update(&seed).update(&self.cipher.uuid()).update(&epoch.to_le_bytes());
         hasher.update(&index.get().to_le_bytes()).update(&count.to_le_bytes());
-        hasher.update(&process.to_le_bytes()).update(&host::unix_ms().to_le_bytes());
+        hasher.update(&process.to_le_bytes()).update(&now.to_le_bytes());
         let mut salt = [0; SALT_LEN];
         salt.copy_from_slice(&hasher.finalize().as_bytes()[..SALT_LEN]);
         Ok(salt)

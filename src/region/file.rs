@@ -134,6 +134,7 @@ impl Region for FileRegion {
             if store.root().facts_of(name)?.is_none() {
                 return Err(Error::new(ErrorKind::NotFound, "remove file"));
             }
+            store.refuse_unsettled(name)?;
             store.root().remove_file(name)?;
             store.root().sync()
         })
@@ -161,9 +162,9 @@ impl Region for FileRegion {
         // Stages of all files of a folder lie side by side. Of another file's job this region would
         // tell by its own file how it ended.
         self.with(move |store, name| {
-            let staged = store.job(job)?;
-            let ours = name.is_empty() || store.name_of(job)?.is_none_or(|of| of == name);
-            Ok(staged.filter(|_| ours))
+            let staged = store.named_job(job)?;
+            let ours = staged.filter(|(of, _)| name.is_empty() || of == name);
+            Ok(ours.map(|(_, staged)| staged))
         })
     }
 

@@ -14,7 +14,6 @@ use crate::manifest::Manifest;
 use crate::plan::{Extent, ExtentKind};
 use crate::region::buffers::Buffers;
 use crate::region::{BoxFuture, EncryptedFile, LocalFile, Source, blocking};
-use crate::sabotage;
 
 /// The most extents that one call returns.
 const EXTENT_COUNT_MAX: usize = 1024;
@@ -110,9 +109,7 @@ impl Shared {
 
     fn extents(&self, range: ByteRange) -> Result<Vec<Extent>> {
         let data = |range| Extent { range, kind: ExtentKind::Data };
-        if let (Some(manifest), Some(_)) = (&self.manifest, &self.file.encrypted)
-            && !sabotage::is("E4")
-        {
+        if let (Some(manifest), Some(_)) = (&self.manifest, &self.file.encrypted) {
             return Ok(extents_of(manifest, range));
         }
         if !self.file.file_system.trusts_holes() || range.is_empty() {

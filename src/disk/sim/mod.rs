@@ -303,6 +303,24 @@ impl Simulation {
         put.map_err(|errno| Error::io("write simulated file", errno))
     }
 
+    /// Somebody moves a file or a folder, and that is durable at once.
+    ///
+    /// # Errors
+    /// `Io` where there is nothing, or something is in the way.
+    pub fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let mut world = self.shared.world();
+        let volume = &mut world.volume;
+        let mut move_it = || {
+            let (from_dir, from_name) = from.rsplit_once('/').unwrap_or(("", from));
+            let (to_dir, to_name) = to.rsplit_once('/').unwrap_or(("", to));
+            let (from_dir, to_dir) = (volume.walk(from_dir)?, volume.walk(to_dir)?);
+            volume.rename((from_dir, from_name), (to_dir, to_name), false)
+        };
+        move_it().map_err(|errno| Error::io("move simulated file", errno))?;
+        volume.sync_everything();
+        Ok(())
+    }
+
     /// What a file holds; `None` where there is none.
     pub fn read(&self, path: &str) -> Option<Vec<u8>> {
         let world = self.shared.world();

@@ -11,7 +11,7 @@ use crate::keys::KeyProvider;
 use crate::region::encrypted::{EncryptedFile, Header, Vault, read_key_box, records_len};
 use crate::region::local::LocalSource;
 use crate::region::stage::{
-    Described, JournaledTarget, KEY, NEW_KEY, RECORDS, refuse_inside_image,
+    Described, JournaledTarget, KEY, MANIFEST, NEW_KEY, RECORDS, refuse_inside_image,
 };
 use crate::region::{Source, Target, blocking, no_keys, refuse_base};
 
@@ -141,7 +141,7 @@ pub(super) async fn open(
             let what = "open image: its records are cut short, or too many";
             return Err(Error::new(ErrorKind::Corrupt, what));
         }
-        let manifest = folder.open_file(super::MANIFEST)?;
+        let manifest = folder.open_file(MANIFEST)?;
         let mut rest = manifest.reader_from(to_u64(Header::LEN));
         let (encrypted, manifest) =
             EncryptedFile::committed(cipher, key_box.key, records, &header, &mut rest)?;

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "encrypt")]
 mod encrypted;
+mod remove;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use crate::job::JobSpec;
 use crate::region::base::BaseImage;
 use crate::region::local::LocalSource;
 use crate::region::stage::{
-    DATA, Described, JournaledTarget, Layout, MANIFEST, RECORDS, StageStore, destroy_key,
-    read_manifest, refuse_inside_image, until_decided,
+    DATA, Described, JournaledTarget, Layout, StageStore, read_manifest, refuse_inside_image,
+    until_decided,
 };
 use crate::region::{
     BoxFuture, Capabilities, ImageInfo, Located, Recovered, Region, Source, StagedJob, Target,
@@ -157,15 +158,7 @@ impl Shared {
 
     fn remove(&self, image: &ImageId) -> Result<()> {
         let folder = self.folder(image)?;
-        // Order: without its manifest an image is none, so a crash in between leaves no half image.
-        folder.remove_file(MANIFEST)?;
-        folder.sync()?;
-        destroy_key(&folder)?;
-        folder.remove_file(DATA)?;
-        folder.remove_file(RECORDS)?;
-        folder.sync()?;
-        self.store.root().remove_dir(image.as_str())?;
-        self.store.root().sync()
+        remove::remove(&self.store, image, &folder)
     }
 
     fn locate(&self, image: &ImageId) -> Result<Located> {
@@ -292,6 +285,12 @@ impl Region for DirRegion {
     }
 
     fn recover(&self, only: Option<JobId>) -> BoxFuture<'_, Result<Vec<Recovered>>> {
-        self.with(move |shared| shared.store.recover(only))
+        self.with(move |shared| {
+            let recovered = shared.store.recover(only)?;
+            if only.is_none() {
+                remove::finish(&shared.store)?;
+            }
+            Ok(recovered)
+        })
     }
 }

@@ -60,6 +60,7 @@ struct Stage {
     limits: Option<Limits>,
     suspend_epoch: Option<u32>,
     recorded: Vec<Durable>,
+    committed: bool,
     progress: Option<Progress>,
 }
 
@@ -109,7 +110,8 @@ impl State {
     fn stage(&mut self, spec: &JobSpec) -> Result<u64> {
         refuse_key(spec)?;
         if let Some(stage) = self.stages.get_mut(&spec.job) {
-            if self.images.values().any(|image| image.job() == Some(spec.job)) {
+            let is_ours = |image: &Image| image.job() == Some(spec.job);
+            if stage.committed || self.images.values().any(is_ours) {
                 return Err(Error::new(ErrorKind::Exists, format!("take over job {}", spec.job)));
             }
             if stage.owned {
@@ -148,6 +150,7 @@ impl State {
             limits: None,
             suspend_epoch: None,
             recorded: Vec::new(),
+            committed: false,
             progress: None,
         };
         self.stages.insert(spec.job, stage);
@@ -155,10 +158,13 @@ impl State {
     }
 
     fn commit(&mut self, job: JobId, manifest: &Manifest) -> Result<Outcome> {
-        let Some(stage) = self.stages.get(&job) else {
+        let Some(stage) = self.stages.get_mut(&job) else {
             let ours = self.images.values().any(|image| image.job() == Some(job));
             return Ok(if ours { Outcome::Committed } else { Outcome::Cancelled });
         };
+        if stage.committed {
+            return Ok(Outcome::Committed);
+        }
         if stage.cancelled {
             return Ok(Outcome::Cancelled);
         }
@@ -175,13 +181,15 @@ impl State {
             version: self.versions,
             manifest: Some(Arc::new(manifest.clone())),
         };
+        stage.committed = true;
         self.images.insert(id, image);
         Ok(Outcome::Committed)
     }
 
-    /// Whether the job has committed, whatever is left of its stage.
+    /// Whether the job has committed, whatever is left of its stage, or of its image.
     fn has_committed(&self, job: JobId) -> bool {
-        self.images.values().any(|image| image.job() == Some(job))
+        self.stages.get(&job).is_some_and(|stage| stage.committed)
+            || self.images.values().any(|image| image.job() == Some(job))
     }
 
     fn cancel(&mut self, job: JobId) -> Vote {

@@ -15,16 +15,17 @@ use crate::disk::{Dir, Facts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::JobId;
 use crate::job::JobSpec;
-use crate::journal::{Found, Header, JOURNAL, Journal, Open, Published, Settlement, settle};
+use crate::journal::{
+    Ending, Found, Header, JOURNAL, Journal, Open, Published, Settlement, settle,
+};
 use crate::region::{Recovered, Settled, StagedJob};
 use crate::{sabotage, sync};
 
 use image::find_rw;
 pub(crate) use image::{
-    DATA, Described, MANIFEST, RECORDS, destroy_key, read_manifest, refuse_inside_image,
+    DATA, Described, KEY, MANIFEST, NEW_KEY, RECORDS, destroy_key, read_manifest,
+    refuse_inside_image,
 };
-#[cfg(feature = "encrypt")]
-pub(crate) use image::{KEY, NEW_KEY};
 pub(crate) use owned::OwnedStage;
 pub(crate) use reopen::open_restoring;
 #[cfg(feature = "object")]
@@ -211,9 +212,15 @@ impl StageStore {
 
     /// What is known of that job, if it is staged here and was acknowledged.
     pub(crate) fn job(&self, job: JobId) -> Result<Option<StagedJob>> {
+        Ok(self.named_job(job)?.map(|(_, staged)| staged))
+    }
+
+    /// The same, with the name that it is to publish. Both are of one look: a stage may go between
+    /// two.
+    pub(crate) fn named_job(&self, job: JobId) -> Result<Option<(String, StagedJob)>> {
         let Some(stage) = self.find(job)? else { return Ok(None) };
         let Some(journal) = Journal::watch(&stage.dir, job)? else { return Ok(None) };
-        staged_job(&journal).map(Some)
+        Ok(Some((journal.header().name.clone(), staged_job(&journal)?)))
     }
 
     /// The job that has that name staged.
@@ -249,19 +256,14 @@ impl StageStore {
         let gone = || Recovered::new(job, None, Settled::Forgotten);
         let Some(stage) = self.find(job)? else { return Ok(gone()) };
         if Journal::watch(&stage.dir, job)?.is_none() {
-            // The claim keeps out those who are just making this very stage.
-            let needed = claim == Claim::Needed;
-            let _held = needed.then(|| stage.parent.claim()).transpose()?;
-            if Journal::watch(&stage.dir, job)?.is_some() {
-                return Ok(Recovered::new(job, None, Settled::Running));
-            }
-            self.forget(&stage)?;
-            return Ok(gone());
+            return self.sweep(&stage, claim);
         }
         // Order: owned before it is read, or an append by its owner looks like damage.
         let opened = match Journal::take_over(&stage.dir, job, &mut |_| {}) {
             Ok(Some(Open::Valid(journal))) => journal,
-            Ok(Some(Open::Unacknowledged) | None) => return Ok(gone()),
+            // Its header was in memory alone.
+            Ok(Some(Open::Unacknowledged)) => return self.sweep(&stage, claim),
+            Ok(None) => return Ok(gone()),
             Err(error) if error.kind() == ErrorKind::Busy => {
                 let spec = self.job(job)?.map(|told| told.spec);
                 return Ok(Recovered::new(job, spec, Settled::Running));
@@ -294,6 +296,18 @@ impl StageStore {
         Ok(Recovered::new(job, spec, settled))
     }
 
+    /// Removes a stage without header, unless somebody is making it at this moment.
+    fn sweep(&self, stage: &Stage, claim: Claim) -> Result<Recovered> {
+        // The claim keeps out those who are just making this very stage.
+        let needed = claim == Claim::Needed;
+        let _held = needed.then(|| stage.parent.claim()).transpose()?;
+        if Journal::watch(&stage.dir, stage.job)?.is_some() {
+            return Ok(Recovered::new(stage.job, None, Settled::Running));
+        }
+        self.forget(stage)?;
+        Ok(Recovered::new(stage.job, None, Settled::Forgotten))
+    }
+
     /// What is found of a job, for the recovery table.
     fn found(&self, stage: &Stage, journal: &Journal) -> Result<Found> {
         let staged = stage.dir.facts_of(self.payload())?;
@@ -302,7 +316,11 @@ impl StageStore {
         let cancelled = journal.is_cancelled()?;
         // What is not in the stage has left it by the rename, or was never there: the log tells.
         let is_away = staged.is_none() && !cancelled;
-        let prepared = if is_away { journal.read_prepared()? } else { journal.prepared() };
+        let Ending { prepared, done } = if is_away {
+            journal.read_ending()?
+        } else {
+            Ending { prepared: journal.prepared(), done: false }
+        };
         // A device may have another number after a reboot or a mount: the record's tells nothing.
         // The inode of what a cancel has removed may be a stranger's by now.
         let ours = |facts: Facts| match (prepared, staged) {
@@ -313,7 +331,7 @@ impl StageStore {
         Ok(Found {
             acknowledged: true,
             cancelled,
-            done: false,
+            done,
             prepared: prepared.is_some(),
             staged: staged.is_some(),
             published: match named {
@@ -436,7 +454,7 @@ impl StageStore {
         Ok(dir.map(|dir| Stage { parent, dir, job }))
     }
 
-    fn find_parent(&self) -> Result<Option<Dir>> {
+    pub(crate) fn find_parent(&self) -> Result<Option<Dir>> {
         match self.layout {
             Layout::Images => match self.root.find_dir(OURS)? {
                 Some(ours) => ours.find_dir(STAGE),
@@ -447,7 +465,7 @@ impl StageStore {
     }
 
     /// The folder of the stages, made durable on first use.
-    fn make_parent(&self) -> Result<Dir> {
+    pub(crate) fn make_parent(&self) -> Result<Dir> {
         if self.layout == Layout::Files {
             return self.root.reopen();
         }

@@ -221,6 +221,7 @@ impl Owned for OwnedStage {
         }
         drop(decision);
         self.store.sync_published(&self.stage)?;
+        sabotage::unless("D14", || self.held.journal.append_published())?;
         Ok(Some(Outcome::Committed))
     }
 

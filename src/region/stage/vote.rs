@@ -1,6 +1,6 @@
 //! What others do to a stage that is not theirs: look at it, ask something of its owner, cancel it.
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ImageId, JobId};
 use crate::journal::{Journal, Settlement, settle};
 use crate::region::{StagedJob, Vote, Wish};
@@ -63,6 +63,22 @@ impl StageStore {
             self.clean(&stage.parent, &stage.dir, job)?;
         }
         Ok(Some(Vote::Cancelled { first, clean }))
+    }
+
+    /// Whoever removes what stands under that name takes away what shows that its job has committed:
+    /// not before that is on record.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] while it is not.
+    pub(crate) fn refuse_unsettled(&self, name: &str) -> Result<()> {
+        match self.job_staging(name)? {
+            Some(job) if self.has_published(job)? => {
+                Err(Error::new(ErrorKind::Busy, format!("remove {name}: job {job} is just ending"))
+                    .hint("ask again; if its process has died, recover the region first")
+                    .retryable(true))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Order: a stage that is gone is gone for good before anybody is told; whoever removed it may

@@ -135,6 +135,28 @@ impl Host {
         Ok(Daemon { process, engine: Arc::new(engine) })
     }
 
+    /// Somebody moves out of the way what lies at that destination.
+    pub(crate) fn move_away(&self, destination: usize) {
+        let place = if destination == FILE { TARGET } else { DESTINATIONS[destination] };
+        self.sim.rename(place, "files/elsewhere").unwrap();
+    }
+
+    /// Removes the image at that destination, as a daemon does that links the library.
+    pub(crate) async fn remove(
+        &self,
+        daemon: &Daemon,
+        destination: usize,
+    ) -> blockferry::Result<()> {
+        let process = &daemon.process;
+        let to = end(DESTINATIONS[destination]);
+        let at: Arc<dyn Region> = match destination {
+            FILE => FileRegion::open_path(process.path(TARGET), process.path("state"))?,
+            MEMORY => Arc::new(self.memory.clone()),
+            _ => Arc::new(DirRegion::open_root(process.path("b"))?),
+        };
+        at.remove(&to.image).await
+    }
+
     /// What is visible at that destination.
     pub(crate) fn visible(&self, destination: usize) -> Result<Option<Visible>, String> {
         let (place, name) = DESTINATIONS[destination].split_once('/').unwrap();

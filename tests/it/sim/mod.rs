@@ -1,5 +1,6 @@
 //! The engine on a simulated host: random lives, and one fault at every call.
 
+mod away;
 #[cfg(feature = "encrypt")]
 mod encrypted;
 mod host;
