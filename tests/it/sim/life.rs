@@ -387,7 +387,11 @@ async fn ask(daemon: Daemon, oracle: Arc<Mutex<Oracle>>, step: Step, case: Case)
         Step::Cancel { nth, .. } => {
             let Some((job, _)) = nth_job(nth) else { return };
             oracle.lock().unwrap().is_asked(job);
-            answered(engine.cancel(job).await);
+            let reply = engine.cancel(job).await;
+            if let Ok(reply) = &reply {
+                tell(&|oracle| oracle.was_answered_of(job, reply));
+            }
+            answered(reply);
         }
         Step::CancelImage { to, .. } => {
             oracle.lock().unwrap().is_asked_at(to);

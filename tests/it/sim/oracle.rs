@@ -123,9 +123,21 @@ impl Oracle {
         }
     }
 
+    /// A cancel by its id, of a job that was acknowledged, finds it.
+    pub(crate) fn was_answered_of(&mut self, asked: JobId, reply: &CancelReply) {
+        let is_lost = reply.job.is_none() && self.known(asked).started && !self.may_forget;
+        if is_lost || reply.job.is_some_and(|job| job != asked) {
+            self.violated(format!("job {asked}: a cancel of it is told {reply:?}"));
+        }
+        self.was_answered(reply);
+    }
+
     pub(crate) fn was_answered(&mut self, reply: &CancelReply) {
         let Some(job) = reply.job else { return };
         match reply.answer {
+            CancelAnswer::NotFound | CancelAnswer::NotACopy => {
+                self.violated(format!("job {job}: a cancel of it is told {:?}", reply.answer));
+            }
             CancelAnswer::Cancelled { .. } | CancelAnswer::AlreadyCancelled { .. } => {
                 self.is_cancelled(job, "a cancel");
                 self.known(job).clean |= reply.answer.is_clean();

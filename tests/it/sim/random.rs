@@ -55,7 +55,11 @@ fn whatever_happens_what_was_promised_holds() {
         calls.load(Relaxed)
     );
     if failed.load(Relaxed) != u64::MAX {
-        repeat(failed.load(Relaxed));
+        let seed = failed.load(Relaxed);
+        repeat(seed);
+        panic!(
+            "seed {seed} has failed, or went another way when it was lived again; not this time"
+        );
     }
 }
 
@@ -67,6 +71,7 @@ fn repeat(seed: u64) {
     for (line, other) in lived.log.iter().zip(&again.log) {
         assert_eq!(line, other, "seed {seed}: the same seed went another way");
     }
+    assert_eq!(lived.log.len(), again.log.len(), "seed {seed}: the same seed went another way");
     let Err(what) = lived.verdict else { return };
     let small = shrink(case);
     let lived = live(&small, true);

@@ -93,7 +93,7 @@ async fn end_job(
     }
     oracle.lock().unwrap().is_asked(job);
     let reply = engine.cancel(job).await.map_err(|error| told("cancel", &error))?;
-    oracle.lock().unwrap().was_answered(&reply);
+    oracle.lock().unwrap().was_answered_of(job, &reply);
     match reply.answer {
         CancelAnswer::AlreadyCommitted | CancelAnswer::NotCancellable => Ok(()),
         answer if answer.is_clean() => Ok(()),
