@@ -8,6 +8,8 @@ use super::life::{Case, live};
 
 /// How long the default suite looks at most, on a machine that is slower than most.
 const DEFAULT_TIME: Duration = Duration::from_secs(300);
+/// So many it lives at least, however slow the machine.
+const LIVES_MIN: u64 = 1_000;
 const DEFAULT_SEEDS: u64 = 100_000;
 /// How many lives finding a smaller one may take.
 const SHRINK_LIVES_MAX: usize = 400;
@@ -53,6 +55,11 @@ fn whatever_happens_what_was_promised_holds() {
     eprintln!(
         "simulation: {lived} of {count} seeds from {first}, {} calls, {rate} seeds/s",
         calls.load(Relaxed)
+    );
+    let is_limited = env::var("BLOCKFERRY_SIM_SECONDS").is_ok();
+    assert!(
+        is_limited || failed.load(Relaxed) != u64::MAX || lived >= count.min(LIVES_MIN),
+        "too few lives in {time:?}: {lived}"
     );
     if failed.load(Relaxed) != u64::MAX {
         let seed = failed.load(Relaxed);
