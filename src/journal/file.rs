@@ -172,8 +172,8 @@ impl Journal {
             return Err(Error::new(ErrorKind::Busy, format!("take over job {job}"))
                 .hint("another process runs it"));
         }
-        // Order: from the device before it is read. Pages whose sync failed are clean and readable as
-        // long as they stay in memory; a record that is nowhere else must not be built upon.
+        // Order: dropped before it is read. Pages whose sync failed are clean, and readable as long
+        // as they stay in memory; a record that is nowhere else must not be built upon.
         file.sync_data()?;
         sabotage::unless("D13", || file.evict(ByteRange::new(0, file.len()?)))?;
         Self::replay(file, job, visit).map(Some)
@@ -307,7 +307,7 @@ impl Journal {
     }
 
     /// Records that what was published is durable under its name. It decides nothing; but from now
-    /// on it tells nothing of the job that the name is gone: somebody has moved or removed its image.
+    /// on a name that is gone tells nothing of the job: somebody has moved or removed its image.
     ///
     /// # Durability
     /// Survives power loss when it returns.

@@ -1,5 +1,6 @@
-//! How an image is removed: out of sight at once, then file by file. What a crash leaves of that,
-//! `recover` finishes.
+//! How an image is removed: out of sight at once, then file by file.
+//!
+//! What a crash leaves of that, `recover` finishes.
 
 use crate::disk::Dir;
 use crate::error::{Error, ErrorKind, Result};

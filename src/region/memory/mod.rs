@@ -109,9 +109,9 @@ impl State {
     /// Stages the image, or takes its stage over; returns the number of the owner.
     fn stage(&mut self, spec: &JobSpec) -> Result<u64> {
         refuse_key(spec)?;
+        let committed = self.has_committed(spec.job);
         if let Some(stage) = self.stages.get_mut(&spec.job) {
-            let is_ours = |image: &Image| image.job() == Some(spec.job);
-            if stage.committed || self.images.values().any(is_ours) {
+            if committed {
                 return Err(Error::new(ErrorKind::Exists, format!("take over job {}", spec.job)));
             }
             if stage.owned {
@@ -158,29 +158,19 @@ impl State {
     }
 
     fn commit(&mut self, job: JobId, manifest: &Manifest) -> Result<Outcome> {
-        let Some(stage) = self.stages.get_mut(&job) else {
-            let ours = self.images.values().any(|image| image.job() == Some(job));
-            return Ok(if ours { Outcome::Committed } else { Outcome::Cancelled });
-        };
-        if stage.committed {
+        if self.has_committed(job) {
             return Ok(Outcome::Committed);
         }
-        if stage.cancelled {
+        let Some(stage) = self.stages.get_mut(&job).filter(|stage| !stage.cancelled) else {
             return Ok(Outcome::Cancelled);
-        }
+        };
         let id = stage.spec.target.image.clone();
-        if let Some(there) = self.images.get(&id) {
-            if there.job() == Some(job) {
-                return Ok(Outcome::Committed);
-            }
+        if self.images.contains_key(&id) {
             return Err(Error::new(ErrorKind::Exists, format!("publish {id}")));
         }
         self.versions += 1;
-        let image = Image {
-            bytes: stage.bytes.clone(),
-            version: self.versions,
-            manifest: Some(Arc::new(manifest.clone())),
-        };
+        let manifest = Some(Arc::new(manifest.clone()));
+        let image = Image { bytes: stage.bytes.clone(), version: self.versions, manifest };
         stage.committed = true;
         self.images.insert(id, image);
         Ok(Outcome::Committed)

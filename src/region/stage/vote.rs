@@ -65,8 +65,8 @@ impl StageStore {
         Ok(Some(Vote::Cancelled { first, clean }))
     }
 
-    /// Whoever removes what stands under that name takes away what shows that its job has committed:
-    /// not before that is on record.
+    /// Whoever removes what stands under that name takes away what shows that its job has
+    /// committed: not before that is on record.
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] while it is not.
