@@ -174,9 +174,50 @@ mod tests {
         tries.add(4 << 20, 2 << 20, Duration::from_millis(8));
         assert!(tries.pay(125_000_000), "1 Gb/s");
         assert!(!tries.pay(1_500_000_000), "loopback");
+        // The half saves 2 MiB: 5 ms of this link, and 8 ms of one of two cores are 4.
+        assert!(tries.pay(419_430_400), "two are packed at a time");
+        assert!(!tries.pay(600_000_000), "3.5 ms");
         let mut noise = Tries::default();
         noise.add(4 << 20, 4 << 20, Duration::from_millis(2));
         assert!(!noise.pay(1_000_000), "noise never pays");
+    }
+
+    #[test]
+    fn what_packing_brought_long_ago_counts_for_little() {
+        let mut tries = Tries::default();
+        for _ in 0..20 {
+            tries.add(4 << 20, 4 << 20, Duration::from_millis(8));
+        }
+        // 8 and as much again of noise, of which half is forgotten: 4 MiB saved in 16 ms.
+        tries.add(4 << 20, 0, Duration::from_millis(8));
+        assert!(tries.pay(400_000_000), "saves 10 ms");
+    }
+
+    #[test]
+    fn a_rate_is_taken_over_some_time_and_some_chunks_and_the_best_one_counts() {
+        let packing = Packing::new();
+        let (mut known, start) = (packing.known(), Instant::now());
+        known.is_worth_a_try(start);
+        let ms = |at: u64| start + Duration::from_millis(at);
+        for at in 1..=4 {
+            known.arrived(1 << 20, ms(at));
+        }
+        assert_eq!(known.link_bytes_per_sec, 0, "4 ms tell nothing");
+        known.arrived(1 << 20, ms(500));
+        assert_eq!(known.link_bytes_per_sec, 10 << 20, "5 MiB in half a second");
+        for at in [2000, 2100, 2200, 2500] {
+            known.arrived(1 << 20, ms(at));
+        }
+        assert_eq!(known.link_bytes_per_sec, 10 << 20, "a link that waits is not slow");
+        for at in [2600, 2700, 2800, 2900] {
+            known.arrived(8 << 20, ms(at));
+        }
+        assert_eq!(known.link_bytes_per_sec, 80 << 20, "of these 400 ms alone");
+        let packing = Packing::new();
+        let mut known = packing.known();
+        known.is_worth_a_try(start);
+        known.arrived(64 << 20, ms(500));
+        assert_eq!(known.link_bytes_per_sec, 0, "one chunk tells nothing");
     }
 
     #[test]
@@ -200,9 +241,11 @@ mod tests {
         let packing = std::sync::Arc::new(Packing::new());
         packing.allow(true);
         let chunk = Bytes::from(vec![7; 64 << 10]);
+        packing.known().link_bytes_per_sec = 1_000;
         for _ in 0..TRIAL_COUNT {
             assert_eq!(packing.clone().pack(chunk.clone()).await.0, Codec::Raw);
         }
+        packing.known().link_bytes_per_sec = 0;
         assert_eq!(packing.clone().pack(chunk.clone()).await.0, Codec::Raw, "no rate is known");
         packing.known().link_bytes_per_sec = 1_000;
         let (codec, packed) = packing.clone().pack(chunk.clone()).await;
@@ -210,5 +253,21 @@ mod tests {
         assert!(packed.len() < 1_000);
         packing.allow(false);
         assert_eq!(packing.pack(chunk).await.0, Codec::Raw, "the other side does not take it");
+    }
+
+    #[tokio::test]
+    async fn what_does_not_pay_is_tried_again_now_and_then() {
+        let packing = std::sync::Arc::new(Packing::new());
+        packing.allow(true);
+        packing.known().link_bytes_per_sec = u64::MAX;
+        let chunk = Bytes::from(vec![7; 64 << 10]);
+        let mut packed = Vec::new();
+        for number in 1..=3 * PROBE_EVERY {
+            if packing.clone().pack(chunk.clone()).await.0 == Codec::Zstd {
+                packed.push(number);
+            }
+        }
+        let due = [TRIAL_COUNT + 1, PROBE_EVERY, 2 * PROBE_EVERY, 3 * PROBE_EVERY];
+        assert_eq!(packed, due);
     }
 }
