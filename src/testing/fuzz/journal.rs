@@ -93,7 +93,7 @@ impl Twin {
         // What is missing reads as zeros.
         let version_byte = |at| bytes.get(at).copied().unwrap_or(0);
         let version = u16::from_le_bytes([version_byte(4), version_byte(5)]);
-        let newer = bytes.starts_with(b"BFJR") && version > 1;
+        let newer = bytes.starts_with(b"BFJR") && version > 2;
         let mut twin = Self { newer, damaged: false, records: Vec::new(), end: 0 };
         if newer {
             return twin;
@@ -106,6 +106,11 @@ impl Twin {
                 break;
             }
             let Ok(record) = Record::decode(frame.kind, &frame.payload, geometry) else { break };
+            // The second version is that of headers which name a key, and of nothing else.
+            let names_key = matches!(&record, Record::Header(header) if header.spec.key.is_some());
+            if (frame.version == 2) != names_key {
+                break;
+            }
             assert!(record.payload() == frame.payload, "written otherwise: {record:?}");
             if let Record::Header(header) = &record
                 && (geometry.replace(header.spec.geometry).is_some() || header.spec.job != job)
@@ -152,6 +157,7 @@ impl Twin {
 }
 
 struct Frame {
+    version: u8,
     kind: u8,
     seq: u64,
     previous: [u8; 16],
@@ -168,11 +174,13 @@ impl Frame {
         record.resize(len, 0);
         let payload_len = array(&record, 8).map(u32::from_le_bytes)?;
         let sum = array(&record, 56)?;
-        let ours = array(&record, 4) == Some([1, 0]) && array(&record, 24) == Some(*job.as_bytes());
+        let known = matches!(array(&record, 4)?, [1 | 2, 0]);
+        let ours = known && array(&record, 24) == Some(*job.as_bytes());
         if !ours || sum != checksum(&record) {
             return None;
         }
         Some(Self {
+            version: record[4],
             kind: record[6],
             seq: array(&record, 16).map(u64::from_le_bytes)?,
             previous: array(&record, 40)?,
@@ -196,7 +204,8 @@ fn mended(bytes: &[u8]) -> Vec<u8> {
             continue;
         };
         let record = &mut bytes[at..at + len];
-        record[4..6].copy_from_slice(&[1, 0]);
+        let is_second = record[4] == 2 && record[6] == 1;
+        record[4..6].copy_from_slice(&[if is_second { 2 } else { 1 }, 0]);
         record[16..24].copy_from_slice(&seq.to_le_bytes());
         record[24..40].copy_from_slice(&job);
         record[40..56].copy_from_slice(&previous);
