@@ -82,7 +82,12 @@ impl Oracle {
     }
 
     pub(crate) fn was_started(&mut self, job: JobId, destination: usize) {
+        let may_be_anew = self.may_forget;
         let known = self.known(job);
+        if may_be_anew && known.gone {
+            // Its record has come of age: the same token begins the same job anew.
+            *known = Known { asked: known.asked, ..Known::default() };
+        }
         (known.started, known.destination) = (true, Some(destination));
     }
 
