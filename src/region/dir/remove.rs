@@ -13,6 +13,14 @@ const REMOVED: &str = "removed-";
 pub(super) fn remove(store: &StageStore, id: &ImageId, folder: &Dir) -> Result<()> {
     // Order: a rewrap that is under way would put a key back.
     let _claim = folder.claim()?;
+    // Whoever had it before us may have removed it, and another image may have come since.
+    let named = store.root().facts_of(id.as_str())?;
+    if !named.is_some_and(|named| folder.facts().is_ok_and(|facts| facts.same_file(&named))) {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("remove {id}: it has just been removed"),
+        ));
+    }
     store.refuse_unsettled(id.as_str())?;
     let ours = [DATA, MANIFEST, RECORDS, KEY, NEW_KEY];
     if let Some(other) = folder.names(|name| !ours.contains(&name))?.first() {
@@ -45,4 +53,30 @@ fn destroy(parent: &Dir, hidden: &str) -> Result<()> {
     folder.sync()?;
     parent.remove_dir(hidden)?;
     parent.sync()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::stage::Layout;
+
+    #[test]
+    fn an_image_that_has_come_since_is_left_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| temp.path().join(name);
+        std::fs::create_dir(at("m-1")).unwrap();
+        std::fs::write(at("m-1/data"), b"old").unwrap();
+        let root = Dir::open_path(temp.path()).unwrap();
+        let folder = root.open_dir("m-1").unwrap();
+        let store = StageStore::new(root, Layout::Images, "dir".to_owned());
+        std::fs::rename(at("m-1"), at("elsewhere")).unwrap();
+        std::fs::create_dir(at("m-1")).unwrap();
+        std::fs::write(at("m-1/data"), b"new").unwrap();
+        let id: ImageId = "m-1".parse().unwrap();
+        assert_eq!(remove(&store, &id, &folder).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(std::fs::read(at("m-1/data")).unwrap(), b"new");
+        let folder = store.root().open_dir("m-1").unwrap();
+        remove(&store, &id, &folder).unwrap();
+        assert!(!at("m-1").exists());
+    }
 }
