@@ -307,7 +307,7 @@ pub(crate) type ReadAt<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> Result<()>;
 /// `visit`.
 ///
 /// Returns `None` when no start was ever acknowledged: the header is missing or torn and no record
-/// follows it.
+/// follows it. Its owner may append meanwhile.
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`] when a record of this job follows an invalid one: that is damage, not a
@@ -337,22 +337,46 @@ pub(crate) fn replay(
     if header.spec.job != job {
         return Err(corrupt("the header is of another job", 0));
     }
-    let geometry = header.spec.geometry;
     let header = *header;
     let mut replay = Replay { header, epoch: 0, prepared: None, done: false, chain, end: log_at };
-    while let Some(frame) = next_record(job, replay.end, RECORD_LEN_MAX, read, &mut buffer)? {
-        let Some(record) = replay.chain.accept(&frame, Some(geometry)) else { break };
-        match record {
-            Record::Header(_) => return Err(corrupt("a second header", replay.end)),
-            Record::Attempt { epoch } => replay.epoch = epoch,
-            Record::Progress(chunks) => chunks.iter().for_each(&mut *visit),
-            Record::Prepared(prepared) => replay.prepared = Some(prepared),
-            Record::Done => replay.done = true,
+    loop {
+        replay.follow(read, visit, &mut buffer)?;
+        let end = replay.end;
+        let told = refuse_later_records(job, end, len, read, &mut buffer);
+        // Its owner may be appending while we read, and a read is not atomic: of two records, the
+        // later alone may have been seen. By now the earlier one is whole, or it is damaged.
+        if told.is_err() {
+            replay.follow(read, visit, &mut buffer)?;
         }
-        replay.end += to_u64(buffer.len());
+        if replay.end == end {
+            return told.map(|()| Some(replay));
+        }
     }
-    refuse_later_records(job, replay.end, len, read, &mut buffer)?;
-    Ok(Some(replay))
+}
+
+impl Replay {
+    /// Reads on from where it ended, to the end of the valid records.
+    fn follow(
+        &mut self,
+        read: ReadAt<'_>,
+        visit: &mut dyn FnMut(&Durable),
+        buffer: &mut Vec<u8>,
+    ) -> Result<()> {
+        let job = self.header.spec.job;
+        let geometry = self.header.spec.geometry;
+        while let Some(frame) = next_record(job, self.end, RECORD_LEN_MAX, read, buffer)? {
+            let Some(record) = self.chain.accept(&frame, Some(geometry)) else { break };
+            match record {
+                Record::Header(_) => return Err(corrupt("a second header", self.end)),
+                Record::Attempt { epoch } => self.epoch = epoch,
+                Record::Progress(chunks) => chunks.iter().for_each(&mut *visit),
+                Record::Prepared(prepared) => self.prepared = Some(prepared),
+                Record::Done => self.done = true,
+            }
+            self.end += to_u64(buffer.len());
+        }
+        Ok(())
+    }
 }
 
 /// The header of a journal alone; `None` when it is missing or torn.
@@ -609,6 +633,40 @@ mod tests {
             let found = replay(sample_spec().job, len, LOG_AT, &mut read, &mut |_| {});
             assert_eq!(found.is_err(), count > LOOKALIKES_MAX, "{count} torn records");
             assert!(read_bytes < 64 << 20, "{count} torn records: {read_bytes} bytes read");
+        }
+    }
+
+    #[test]
+    fn records_that_are_appended_while_it_is_read_are_no_damage() {
+        let bytes = journal(&sample());
+        let ends: Vec<usize> =
+            (1..=sample().len()).map(|n| journal(&sample()[..n]).len()).collect();
+        let late = ends[1]..ends[2];
+        for seen_at_look in [1, 2, 3] {
+            // Its first sector is zeros to whoever looks before it is there.
+            let mut looks = 0;
+            let mut read = |at: u64, buffer: &mut [u8]| {
+                let at = to_usize(at);
+                let tail = bytes.get(at..).unwrap_or_default();
+                let filled = tail.len().min(buffer.len());
+                buffer[..filled].copy_from_slice(&tail[..filled]);
+                buffer[filled..].fill(0);
+                looks += usize::from(at == late.start);
+                if (at..at + filled).contains(&late.start) && looks < seen_at_look {
+                    let from = late.start - at;
+                    buffer[from..filled.min(from + SECTOR)].fill(0);
+                }
+                Ok(())
+            };
+            let mut seen = Vec::new();
+            let job = sample_spec().job;
+            let len = to_u64(bytes.len());
+            let found = replay(job, len, LOG_AT, &mut read, &mut |chunk| seen.push(*chunk));
+            let whole = found.map(|found| found.unwrap().end == len);
+            // The second look is the search for later records, the third the one that counts.
+            assert!(whole.unwrap(), "seen at look {seen_at_look}");
+            let once = [data(0), data(1), zeros(2, 9), data(15), data(11)];
+            assert_eq!(seen, once, "seen at look {seen_at_look}: each chunk once");
         }
     }
 

@@ -103,13 +103,7 @@ impl Shared {
         };
         // The decision may be in the log, so it is read under the right to decide.
         let Some(decision) = watched.try_decide()? else { return Ok(None) };
-        let opened = match Journal::open(&stage.dir, job, &mut |_| {}) {
-            // Its owner may have been appending while we read: only at rest is it damage.
-            Err(error) if error.kind() == ErrorKind::Corrupt && watched.is_owned_elsewhere()? => {
-                return Ok(None);
-            }
-            opened => opened?,
-        };
+        let opened = Journal::open(&stage.dir, job, &mut |_| {})?;
         let Some(Open::Valid(journal)) = opened else { return Ok(None) };
         let first = match settle(found(&journal)?) {
             Settlement::FinishCommit => {

@@ -181,13 +181,7 @@ impl Shared {
             return Ok(Some(if made { Vote::Committed } else { Vote::Unknown }));
         };
         let Some(decision) = watched.try_decide()? else { return Ok(None) };
-        let opened = match Journal::open(&stage.dir, job, &mut |_| {}) {
-            // Its owner may have been appending while we read: only at rest is it damage.
-            Err(error) if error.kind() == ErrorKind::Corrupt && watched.is_owned_elsewhere()? => {
-                return Ok(None);
-            }
-            opened => opened?,
-        };
+        let opened = Journal::open(&stage.dir, job, &mut |_| {})?;
         let Some(Open::Valid(journal)) = opened else { return Ok(None) };
         if journal.is_done() {
             // Order: durable before it is told; its owner may have died before its sync.
