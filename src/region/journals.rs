@@ -68,20 +68,37 @@ impl Journals {
         Ok(Stage { parent, dir, job })
     }
 
-    pub(crate) fn find(&self, job: JobId) -> Result<Option<Stage>> {
+    fn find(&self, job: JobId) -> Result<Option<Stage>> {
         let parent = self.parent()?;
         let dir = parent.find_dir(&job.to_string())?;
         Ok(dir.map(|dir| Stage { parent, dir, job }))
     }
 
-    pub(crate) fn watch(&self, job: JobId) -> Result<Option<(Stage, Journal)>> {
+    /// The stage of a job, whatever its place.
+    fn watch_any(&self, job: JobId) -> Result<Option<(Stage, Journal)>> {
         let Some(stage) = self.find(job)? else { return Ok(None) };
         Ok(Journal::watch(&stage.dir, job)?.map(|journal| (stage, journal)))
     }
 
-    /// The place that a job copies to.
-    fn name_of(&self, job: JobId) -> Result<Option<String>> {
-        Ok(self.watch(job)?.map(|(_, journal)| journal.header().name.clone()))
+    /// The stage of a job that copies to this place. That of a job to another place is none here:
+    /// whoever acts on it would act on the wrong device.
+    pub(crate) fn watch(&self, job: JobId) -> Result<Option<(Stage, Journal)>> {
+        let watched = self.watch_any(job)?;
+        Ok(watched.filter(|(_, journal)| journal.header().name == self.name))
+    }
+
+    /// The stage of a job, to be taken over by who copies to this place.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] when it is staged for another place.
+    pub(crate) fn find_staged(&self, job: JobId) -> Result<Option<Stage>> {
+        let Some((stage, journal)) = self.watch_any(job)? else { return Ok(None) };
+        let name = &journal.header().name;
+        if *name == self.name {
+            return Ok(Some(stage));
+        }
+        Err(Error::new(ErrorKind::Invalid, format!("take over job {job}: it copies to {name}"))
+            .hint("name that place as its destination, or cancel the job and copy anew"))
     }
 
     /// Every job that has a folder here, whatever its place.
@@ -94,9 +111,7 @@ impl Journals {
     pub(crate) fn jobs(&self) -> Result<Vec<StagedJob>> {
         let mut jobs = Vec::new();
         for job in self.all()? {
-            if self.name_of(job)?.as_deref() == Some(self.name.as_str()) {
-                jobs.extend(self.job(job)?);
-            }
+            jobs.extend(self.job(job)?);
         }
         Ok(jobs)
     }
@@ -121,7 +136,7 @@ impl Journals {
         remove: &dyn Fn(&Stage) -> Result<()>,
         settle: impl Fn(&Stage, &Journal) -> Result<Settled>,
     ) -> Result<Vec<Recovered>> {
-        self.forget_unacknowledged(remove)?;
+        let damaged = self.forget_unacknowledged(only, remove)?;
         let mut all = self.jobs()?;
         all.retain(|staged| only.is_none_or(|only| only == staged.spec.job));
         let settle_one = |staged: StagedJob| {
@@ -130,7 +145,7 @@ impl Journals {
                 Recovered::new(job, Some(staged.spec), Settled::Failed(error))
             })
         };
-        Ok(all.into_iter().map(settle_one).collect())
+        Ok(damaged.into_iter().chain(all.into_iter().map(settle_one)).collect())
     }
 
     /// Settles all jobs staged for this place.
@@ -175,17 +190,50 @@ impl Journals {
         Ok(Recovered::new(job, Some(spec), settled))
     }
 
-    /// Starts that nobody was told of left a folder without a header, and wrote nothing.
-    fn forget_unacknowledged(&self, remove: &dyn Fn(&Stage) -> Result<()>) -> Result<()> {
+    /// Starts that nobody was told of left a folder without a header, and wrote nothing. Tells of
+    /// those that are damaged instead: nobody knows any more where they copied to.
+    fn forget_unacknowledged(
+        &self,
+        only: Option<JobId>,
+        remove: &dyn Fn(&Stage) -> Result<()>,
+    ) -> Result<Vec<Recovered>> {
         // The claim keeps out those who are just making one.
         let _claim = self.claim()?;
-        for job in self.all()? {
-            if self.watch(job)?.is_none()
-                && let Some(stage) = self.find(job)?
-            {
-                remove(&stage)?;
+        let mut damaged = Vec::new();
+        for job in self.all()?.into_iter().filter(|job| only.is_none_or(|only| only == *job)) {
+            if let Err(error) = self.forget_one(job, remove) {
+                damaged.push(Recovered::new(job, None, Settled::Failed(error)));
             }
         }
-        Ok(())
+        Ok(damaged)
+    }
+
+    /// Removes what a start left that was never acknowledged, so that it may be made anew. Under
+    /// the claim.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when records show that it was acknowledged, and its header is gone.
+    pub(crate) fn forget_one(
+        &self,
+        job: JobId,
+        remove: &dyn Fn(&Stage) -> Result<()>,
+    ) -> Result<()> {
+        let Some(stage) = self.find(job)? else { return Ok(()) };
+        if Journal::watch(&stage.dir, job)?.is_some() {
+            return Ok(());
+        }
+        // The header alone tells nothing: where records follow it, it was lost later.
+        match Journal::open(&stage.dir, job, &mut |_| {}) {
+            Ok(Some(Open::Valid(_))) => Ok(()),
+            Ok(Some(Open::Unacknowledged) | None) => remove(&stage),
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                let folder = self.folder.join(job.to_string());
+                let what = format!("read the journal of job {job}: where it copied to is lost");
+                Err(Error::new(ErrorKind::Corrupt, what)
+                    .hint(format!("settle that by hand, then remove {}", folder.display()))
+                    .because(error))
+            }
+            Err(error) => Err(error),
+        }
     }
 }

@@ -58,13 +58,11 @@ impl Shared {
                 .hint("its content will be lost: say --destructive if you mean it"));
         }
         let _claim = self.journals.claim()?;
-        if let Some(stage) = self.journals.find(spec.job)? {
-            if Journal::watch(&stage.dir, stage.job)?.is_some() {
-                return self.take_over(stage, spec);
-            }
-            // A start that was never acknowledged: nothing was written to the device yet.
-            stage.remove()?;
+        if let Some(stage) = self.journals.find_staged(spec.job)? {
+            return self.take_over(stage, spec);
         }
+        // Nothing was written to the device before a start was acknowledged.
+        self.journals.forget_one(spec.job, &Stage::remove)?;
         self.journals
             .make_way("stage a block device", |stage, journal| self.settled(stage, journal))?;
         let device = self.open_device(spec)?;
@@ -207,7 +205,7 @@ impl Region for DeviceRegion {
     fn reopen<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
         let spec = spec.clone();
         self.with(move |shared| {
-            let stage = shared.journals.find(spec.job)?.ok_or_else(|| {
+            let stage = shared.journals.find_staged(spec.job)?.ok_or_else(|| {
                 Error::new(ErrorKind::NotFound, format!("take over job {}", spec.job))
                     .hint("nothing of it is staged any more")
             })?;

@@ -130,13 +130,11 @@ impl Shared {
         refuse_key(spec)?;
         self.check_parts(spec.geometry)?;
         let _claim = self.journals.claim()?;
-        if let Some(stage) = self.journals.find(spec.job)? {
-            if Journal::watch(&stage.dir, stage.job)?.is_some() {
-                return self.take_over(stage, spec);
-            }
-            // A start that was never acknowledged: nothing was uploaded yet.
-            remove(&stage)?;
+        if let Some(stage) = self.journals.find_staged(spec.job)? {
+            return self.take_over(stage, spec);
         }
+        // Nothing was uploaded before a start was acknowledged.
+        self.journals.forget_one(spec.job, &remove)?;
         self.journals.make_way("stage an object", |stage, journal| self.settled(stage, journal))?;
         if Handle::current().block_on(self.store.head(&self.key))?.is_some() {
             return Err(Error::new(ErrorKind::Exists, "copy over an object")
@@ -303,7 +301,7 @@ impl Region for PlainObjectRegion {
     fn reopen<'a>(&'a self, spec: &'a JobSpec) -> BoxFuture<'a, Result<Arc<dyn Target>>> {
         let spec = spec.clone();
         self.with(move |shared| {
-            let stage = shared.journals.find(spec.job)?.ok_or_else(|| {
+            let stage = shared.journals.find_staged(spec.job)?.ok_or_else(|| {
                 Error::new(ErrorKind::NotFound, format!("take over job {}", spec.job))
                     .hint("nothing of it is staged any more")
             })?;

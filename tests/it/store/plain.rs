@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockferry::engine::{CancelAnswer, CopyRequest, Engine, Job, JobOutcome, Shutdown};
-use blockferry::id::{ImageId, RegionName};
-use blockferry::job::Endpoint;
+use blockferry::geometry::{ChunkSize, Geometry};
+use blockferry::id::{ImageId, JobId, RegionName};
+use blockferry::job::{Endpoint, Fingerprint, JobSpec};
 use blockferry::location::BucketAddress;
 use blockferry::options::{CopyOptions, EngineOptions, Limits};
-use blockferry::region::{Located, MemoryRegion, PlainObjectRegion, Region};
+use blockferry::region::{Located, MemoryRegion, PlainObjectRegion, Region, Settled, Vote, Wish};
 use blockferry::{Error, ErrorKind};
 
 use super::server::{Fault, S3Server, Seen};
@@ -244,6 +245,58 @@ async fn a_completion_that_lands_after_the_cancel_makes_no_object() {
     assert_eq!(world.server.land().await, 1);
     assert!(world.object().is_none() && world.is_clean());
     engine.shutdown(Shutdown::Suspend, Duration::from_secs(10)).await;
+}
+
+/// A copy to the object of that key, as an engine would stage it.
+fn spec(key: &str) -> JobSpec {
+    let geometry = Geometry::new(1, ChunkSize::from_bytes(CHUNK as u64).unwrap()).unwrap();
+    let [from, to] = ["memory", key].map(|region| Endpoint::new(name(region), image("image")));
+    JobSpec::new(JobId::from_bytes([7; 16]), from, to, geometry, Fingerprint::new())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_to_another_object_is_none_of_this_ones() {
+    let world = World::new().await;
+    let (one, other, spec) = (world.region("one"), world.region("other"), spec("one"));
+    let job = spec.job;
+    drop(one.stage(&spec).await.unwrap());
+    assert_eq!(other.job(job).await.unwrap().map(|staged| staged.spec), None);
+    assert_eq!(other.cancel(job, &image("image")).await.unwrap(), Vote::Unknown);
+    assert!(!other.wish(job, Wish::Suspend).await.unwrap());
+    assert!(other.recover(Some(job)).await.unwrap().is_empty());
+    for taken in [other.reopen(&spec).await, other.stage(&spec).await] {
+        let error = taken.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    }
+    let staged = one.job(job).await.unwrap().unwrap();
+    assert_eq!((staged.spec, staged.cancelled), (spec, false));
+    let vote = one.cancel(job, &image("image")).await.unwrap();
+    assert_eq!(vote, Vote::Cancelled { first: true, clean: true });
+    assert!(world.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_whose_header_is_damaged_is_no_start_that_nobody_was_told_of() {
+    let world = World::new().await;
+    let (region, spec) = (world.region("one"), spec("one"));
+    let target = region.stage(&spec).await.unwrap();
+    target.begin().await.unwrap();
+    drop(target);
+    let journal = world.state.path().join(format!("in-place/{}/journal", spec.job));
+    let whole = std::fs::read(&journal).unwrap();
+    let damaged = [&[0; 512], &whole[512..]].concat();
+    std::fs::write(&journal, &damaged).unwrap();
+    for only in [None, Some(spec.job)] {
+        let [found] = &region.recover(only).await.unwrap()[..] else { unreachable!() };
+        let Settled::Failed(error) = &found.settled else { unreachable!("{found:?}") };
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    }
+    assert_eq!(region.stage(&spec).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(std::fs::read(&journal).unwrap(), damaged, "what is left of it is kept");
+    // A start that nobody was told of has no header, and no record.
+    std::fs::write(&journal, vec![0; whole.len()]).unwrap();
+    assert!(region.recover(None).await.unwrap().is_empty());
+    assert!(!journal.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
