@@ -219,9 +219,11 @@ impl Owned for OwnedStage {
                 )?;
             }
         }
-        drop(decision);
         self.store.sync_published(&self.stage)?;
         sabotage::unless("D14", || self.held.journal.append_published())?;
+        // Order: on record first. Until then the name alone shows the commit, and whoever sees the
+        // image may move it away before a cancel looks.
+        drop(decision);
         Ok(Some(Outcome::Committed))
     }
 

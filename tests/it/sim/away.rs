@@ -1,5 +1,7 @@
 //! A commit stays one when its image is moved or removed before its job has been settled.
 
+use std::pin::pin;
+
 use blockferry::ErrorKind;
 use blockferry::engine::{CancelAnswer, JobOutcome};
 use blockferry::id::JobId;
@@ -40,6 +42,69 @@ async fn recover(daemon: &Daemon) {
             let fits = matches!(found.settled, Settled::Committed | Settled::Forgotten);
             assert!(fits, "{:?}", found.settled);
         }
+    }
+}
+
+/// The owner stands still before or after one call; if its image is there by then, somebody moves
+/// it away, and another process cancels.
+async fn hold_at(call: u64, hold: Action, to: usize) -> Came {
+    let host = Host::new(7, &bytes_of(0, 70_001), true);
+    // Both are there before anybody stands still, maybe with the claim on the index.
+    let (daemon, other) = (host.daemon(true).await.unwrap(), host.daemon(true).await.unwrap());
+    host.sim.plan(host.sim.call_count() + call, hold);
+    let copied = async {
+        let request = request("s/image", DESTINATIONS[to], options());
+        let job = daemon.engine.copy(request).await.unwrap();
+        (job.id(), job.wait().await)
+    };
+    let meanwhile = async {
+        host.sim.taken().await;
+        if host.visible(to).unwrap().is_none() {
+            host.sim.release();
+            return None;
+        }
+        host.move_away(to);
+        let to = end(DESTINATIONS[to]);
+        let mut cancelled = pin!(other.engine.cancel_image(&to.region, &to.image));
+        // The cancel may have to wait for who decides.
+        let told = match timeout(Duration::from_secs(2), cancelled.as_mut()).await {
+            Ok(told) => told,
+            Err(_) => {
+                host.sim.release();
+                cancelled.await
+            }
+        };
+        host.sim.release();
+        Some(told.unwrap())
+    };
+    let ((job, outcome), told) = tokio::select! {
+        ended = async { tokio::join!(copied, meanwhile) } => ended,
+        () = sleep(AGES) => return Came::NoSuchCall,
+    };
+    assert!(matches!(outcome, JobOutcome::Committed(_)), "{outcome:?}");
+    let Some(told) = told else { return Came::Nothing };
+    // Nothing is there any more, so the last of them may not know of any.
+    let fits = matches!(told.answer, CancelAnswer::AlreadyCommitted | CancelAnswer::NotFound);
+    assert!(fits, "job {job} has committed, but {told:?}");
+    let shown = daemon.engine.show(job).await.unwrap();
+    assert_eq!(shown.state, JobState::Committed);
+    Came::Went
+}
+
+#[test]
+fn a_cancel_of_an_image_that_is_moved_while_its_owner_ends_its_job_never_wins() {
+    for to in [0, FILE] {
+        let mut went = 0;
+        for call in 0.. {
+            let holds = [Action::HoldBefore, Action::HoldAfter];
+            let came = holds.map(|hold| in_simulation(hold_at(call, hold, to)));
+            if came.contains(&Came::NoSuchCall) {
+                break;
+            }
+            went += came.iter().filter(|came| **came == Came::Went).count();
+        }
+        eprintln!("moved from {} and cancelled: at {went} calls", DESTINATIONS[to]);
+        assert!(went > 0, "{}: its image was never there", DESTINATIONS[to]);
     }
 }
 
