@@ -342,6 +342,14 @@ pub(crate) fn keep_rolling_back(
                 () = engine.closing.cancelled() => return,
                 () = sleep(delay) => {}
             }
+            // The id that a token gives comes again: what was begun since is not ours to end.
+            let record = engine.index.read(spec.job).await.ok().flatten();
+            let is_settled = |record: &JobRecord| {
+                record.state.is_final() || record.spec.created_unix_ms != spec.created_unix_ms
+            };
+            if record.as_ref().is_some_and(is_settled) {
+                return;
+            }
             let ended = match region.cancel(spec.job, &spec.target.image).await {
                 Ok(Vote::Cancelled { clean: true, .. } | Vote::Unknown) => JobState::RolledBack,
                 // Nothing had been decided, and somebody else has committed it since.

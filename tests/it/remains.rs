@@ -189,3 +189,47 @@ async fn a_region_that_panics_ends_its_job_and_lets_go_of_the_stage() {
     let engine = hooked(&world, Arc::new(|_| Ok(()))).await;
     committed(ended(&resumed(&engine, &job).await).await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_commits_while_it_is_looked_at_is_shown_as_committed() {
+    let world = World::new();
+    world.m.insert(&image("source"), noise(1, 256 * KIB));
+    let owner = hooked(&world, Arc::new(|_| Ok(()))).await;
+    let job = owner.copy(request("m/source", "h/disk", standing())).await.unwrap();
+    let (id, job) = (job.id(), Arc::new(job));
+    let (there, elsewhere) = (world.path("b/disk"), world.path("elsewhere"));
+    // Between the look into the index and that at the region, it commits, and its image goes.
+    let late: Hook = Arc::new(move |point| {
+        if (point.operation, point.when) == ("job", When::Before) && !elsewhere.exists() {
+            let ends = async {
+                job.limit(Limits::NONE).await.unwrap();
+                committed(ended(&job).await);
+            };
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(ends));
+            fs::rename(&there, &elsewhere).unwrap();
+        }
+        Ok(())
+    });
+    let other = hooked(&world, late).await;
+    let shown = other.show(id).await.unwrap();
+    assert_eq!((shown.state.name(), shown.running), ("committed", false));
+    assert!(shown.receipt.is_some());
+}
+
+#[tokio::test]
+async fn a_cancel_of_what_was_made_by_a_token_leaves_what_the_token_copies_now_alone() {
+    let world = World::new();
+    world.m.insert(&image("source"), noise(1, 256 * KIB));
+    let engine = world.engine().await;
+    let one = request("m/source", "b/one", small().with_token("token"));
+    let first = engine.copy(one).await.unwrap();
+    committed(ended(&first).await);
+    engine.forget(first.id()).await.unwrap();
+    let other = request("m/source", "b/other", standing().with_token("token"));
+    let second = engine.copy(other).await.unwrap();
+    assert_eq!(second.id(), first.id());
+    let late = engine.cancel_image(&region("b"), &image("one")).await.unwrap();
+    assert_eq!((late.job, late.answer), (Some(first.id()), CancelAnswer::AlreadyCommitted));
+    second.limit(Limits::NONE).await.unwrap();
+    committed(ended(&second).await);
+}

@@ -7,9 +7,8 @@ mod reopen;
 mod target;
 mod vote;
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::{Dir, Facts};
 use crate::error::{Error, ErrorKind, Result};
@@ -58,9 +57,6 @@ pub(crate) struct StageStore {
     layout: Layout,
     location: String,
     parent_is_durable: AtomicBool,
-    /// The names that staged jobs are to publish: immutable, so a claim reads each journal header
-    /// once only.
-    names: Mutex<HashMap<JobId, String>>,
 }
 
 /// Whether the caller holds the claim on the stages' folder.
@@ -80,13 +76,7 @@ struct Stage {
 
 impl StageStore {
     pub(crate) fn new(root: Dir, layout: Layout, location: String) -> Self {
-        Self {
-            root,
-            layout,
-            location,
-            parent_is_durable: AtomicBool::new(false),
-            names: Mutex::default(),
-        }
+        Self { root, layout, location, parent_is_durable: AtomicBool::new(false) }
     }
 
     pub(crate) fn root(&self) -> &Dir {
@@ -193,7 +183,6 @@ impl StageStore {
         data.sync_all()?;
         image::make_key_files(&inner, key_file)?;
         inner.sync()?;
-        self.names().insert(spec.job, name.to_owned());
         OwnedStage::fresh(self, parent.reopen()?, dir, inner, journal, data)
     }
 
@@ -408,21 +397,13 @@ impl StageStore {
     fn remove(&self, parent: &Dir, dir: &Dir, job: JobId) -> Result<()> {
         dir.remove_file(JOURNAL)?;
         parent.remove_dir(&self.folder(job))?;
-        sabotage::unless("M4", || parent.sync())?;
-        self.names().remove(&job);
-        Ok(())
+        sabotage::unless("M4", || parent.sync())
     }
 
     /// The name that a staged job is to publish; `None` when it has no valid header.
     pub(crate) fn name_of(&self, job: JobId) -> Result<Option<String>> {
-        if let Some(name) = self.names().get(&job) {
-            return Ok(Some(name.clone()));
-        }
         let Some(stage) = self.find(job)? else { return Ok(None) };
-        let Some(journal) = Journal::watch(&stage.dir, job)? else { return Ok(None) };
-        let name = journal.header().name.clone();
-        self.names().insert(job, name.clone());
-        Ok(Some(name))
+        Ok(Journal::watch(&stage.dir, job)?.map(|journal| journal.header().name.clone()))
     }
 
     /// What leaves the stage when it is published.
@@ -478,10 +459,6 @@ impl StageStore {
             self.parent_is_durable.store(true, Relaxed);
         }
         Ok(parent)
-    }
-
-    fn names(&self) -> MutexGuard<'_, HashMap<JobId, String>> {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

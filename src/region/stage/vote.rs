@@ -39,6 +39,11 @@ impl StageStore {
             }
             return Ok(Some(Vote::Cancelled { first: true, clean: true }));
         };
+        // The id that a token gives comes again once its job is forgotten: that job may have made
+        // this image, and be copying another now.
+        if self.layout == Layout::Images && journal.header().name != image.as_str() {
+            return self.vote_without_stage(job, image);
+        }
         let Some(decision) = journal.try_decide()? else { return Ok(None) };
         if !journal.is_still_in(&stage.dir)? {
             return Ok(None);
