@@ -36,13 +36,18 @@ impl Inner {
         }
         let Ok(region) = self.region(&info.spec.target.region) else { return info };
         // What a region cannot tell now is left as the index has it.
-        let staged = match region.job(info.spec.job).await {
-            Ok(Some(staged)) => staged,
-            Ok(None) => {
-                info.state = ended_unseen(&*region, &info.spec).await.unwrap_or(info.state);
-                return info;
-            }
-            Err(_) => return info,
+        let Ok(staged) = region.job(info.spec.job).await else { return info };
+        // Read anew: its owner may have ended it since, and writes the record before it lets go.
+        if staged.as_ref().is_none_or(|staged| !staged.owned)
+            && let Ok(Some(newer)) = self.index.read(info.spec.job).await
+            && newer.state.is_final()
+        {
+            (info.state, info.error, info.receipt) = (newer.state, newer.error, newer.receipt);
+            return info;
+        }
+        let Some(staged) = staged else {
+            info.state = ended_unseen(&*region, &info.spec).await.unwrap_or(info.state);
+            return info;
         };
         info.running = staged.owned;
         info.limits = staged.limits;
