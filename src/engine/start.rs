@@ -15,7 +15,7 @@ use crate::geometry::{ChunkSize, Geometry};
 use crate::id::{JobId, KeyId};
 use crate::job::{Endpoint, Fingerprint, JobSpec, JobState};
 use crate::options::{CopyOptions, Encryption};
-use crate::region::{Capabilities, Region, Settled, Source, Vote, no_keys};
+use crate::region::{Capabilities, Region, Settled, Source, Target, Vote, no_keys};
 
 /// A copy to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,18 +78,26 @@ impl Inner {
         // Order: the stage first, so that a record never speaks of a job that does not exist.
         let record = JobRecord::new(spec.clone(), JobState::Queued);
         if let Err(error) = self.index.write(record).await {
-            return Err(match target.discard().await {
-                Ok(_) => {
-                    // Nobody was told of it; the record may be there all the same.
-                    self.index.remove(spec.job).await.ok();
-                    error
-                }
-                Err(later) => error.and(later),
-            });
+            return Err(self.undo_start(&spec, &*target, error).await);
         }
         let gates = self.gates_of(&spec);
         let ends = Ends { target_region, source, target, gates };
         Ok(self.launch(spec, ends))
+    }
+
+    /// Undoes a start that cannot be put on record; what is told of it.
+    async fn undo_start(&self, spec: &JobSpec, target: &dyn Target, why: Error) -> Error {
+        // Order: the record goes first, for it may be there all the same. One whose stage is gone
+        // is that of a job that was ended, and that would be the answer to its token from now on.
+        if let Err(later) = self.index.remove(spec.job).await
+            && spec.token.is_some()
+        {
+            return why.and(later).hint("start it again with the same token, or cancel it");
+        }
+        match target.discard().await {
+            Ok(_) => why,
+            Err(later) => why.and(later),
+        }
     }
 
     /// What the request comes to, now that the source is known.
