@@ -44,6 +44,7 @@ const FILE_MODE: u32 = 0o644;
 pub(crate) struct Host {
     pub(crate) sim: Simulation,
     share: bool,
+    keep_pages: bool,
     memory: MemoryRegion,
     _entered: Entered,
 }
@@ -66,7 +67,12 @@ impl Host {
         sim.write(SOURCE, source).unwrap();
         let memory = MemoryRegion::new("m");
         memory.insert(&image("image"), source.to_vec());
-        Self { sim, share, memory, _entered: entered }
+        Self { sim, share, keep_pages: false, memory, _entered: entered }
+    }
+
+    /// What has become durable stays in the page cache.
+    pub(crate) fn keep_pages(&mut self) {
+        self.keep_pages = true;
     }
 
     /// The source gets other bytes, wherever it lies.
@@ -115,7 +121,7 @@ impl Host {
     pub(crate) async fn daemon(&self, often: bool) -> blockferry::Result<Daemon> {
         let process = self.sim.process();
         let options = EngineOptions::new(process.path("state")).with_threads(1);
-        let mut options = options.with_share_extents(self.share);
+        let mut options = options.with_share_extents(self.share).with_drop_behind(!self.keep_pages);
         if often {
             options = options.with_checkpoint(64 * KIB, Duration::from_millis(1));
         }

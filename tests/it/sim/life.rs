@@ -35,6 +35,8 @@ pub(crate) struct Case {
     pub(crate) verify: bool,
     /// Images in folders are encrypted.
     pub(crate) encrypted: bool,
+    /// What has become durable stays in the page cache.
+    pub(crate) keep_pages: bool,
     /// Pages of room, if it is scarce.
     pub(crate) room: Option<u64>,
     pub(crate) faults: Faults,
@@ -108,6 +110,7 @@ impl Case {
             often: rng.chance(1, 2),
             verify,
             encrypted: false,
+            keep_pages: false,
             room: rng.chance(1, 8).then(|| 20 + rng.below(150)),
             faults,
             steps: Vec::new(),
@@ -121,9 +124,10 @@ impl Case {
                 case.steps.push(Step::Wait { ms: rng.pick(&[0, 1, 20, 100, 700, 5000]).unwrap() });
             }
         }
-        // Last, so that all else is as it was drawn before there was encryption. An encrypted image
+        // Last, so that all else is as it was drawn before there was any of this. An encrypted image
         // takes no base.
-        case.encrypted = cfg!(feature = "encrypt") && !case.based && rng.chance(1, 4);
+        case.encrypted = rng.chance(1, 4) && cfg!(feature = "encrypt") && !case.based;
+        case.keep_pages = rng.chance(1, 2);
         case
     }
 
@@ -224,7 +228,10 @@ struct Life {
 impl Life {
     async fn new(case: &Case, keep_log: bool) -> Self {
         let source = bytes_of(0, case.source_len);
-        let host = Host::new(case.seed, &source, case.share);
+        let mut host = Host::new(case.seed, &source, case.share);
+        if case.keep_pages {
+            host.keep_pages();
+        }
         host.sim.use_file_system(case.file_system);
         if keep_log {
             host.sim.keep_log();

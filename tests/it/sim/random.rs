@@ -144,6 +144,7 @@ fn without_faults(case: &Case) -> Vec<Case> {
     push(&|case| case.in_memory = false);
     push(&|case| case.based = false);
     push(&|case| case.encrypted = false);
+    push(&|case| case.keep_pages = false);
     push(&|case| case.share = true);
     push(&|case| case.often = false);
     push(&|case| case.source_len = 5_000);
