@@ -87,7 +87,7 @@ impl Journals {
         Ok(watched.filter(|(_, journal)| journal.header().name == self.name))
     }
 
-    /// The stage of a job, to be taken over by who copies to this place.
+    /// The stage of a job that is to be ended or taken over at this place.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] when it is staged for another place.
@@ -97,8 +97,8 @@ impl Journals {
         if *name == self.name {
             return Ok(Some(stage));
         }
-        Err(Error::new(ErrorKind::Invalid, format!("take over job {job}: it copies to {name}"))
-            .hint("name that place as its destination, or cancel the job and copy anew"))
+        let what = format!("end or go on with job {job} at {}: it copies to {name}", self.name);
+        Err(Error::new(ErrorKind::Invalid, what).hint("name that place as its destination"))
     }
 
     /// Every job that has a folder here, whatever its place.
@@ -136,7 +136,13 @@ impl Journals {
         remove: &dyn Fn(&Stage) -> Result<()>,
         settle: impl Fn(&Stage, &Journal) -> Result<Settled>,
     ) -> Result<Vec<Recovered>> {
-        let damaged = self.forget_unacknowledged(only, remove)?;
+        let mut failed = self.forget_unacknowledged(only, remove)?;
+        // Nobody may conclude that it has ended, where its place is only named wrongly.
+        if let Some(job) = only
+            && let Err(error) = self.find_staged(job)
+        {
+            failed.push(Recovered::new(job, None, Settled::Failed(error)));
+        }
         let mut all = self.jobs()?;
         all.retain(|staged| only.is_none_or(|only| only == staged.spec.job));
         let settle_one = |staged: StagedJob| {
@@ -145,7 +151,7 @@ impl Journals {
                 Recovered::new(job, Some(staged.spec), Settled::Failed(error))
             })
         };
-        Ok(damaged.into_iter().chain(all.into_iter().map(settle_one)).collect())
+        Ok(failed.into_iter().chain(all.into_iter().map(settle_one)).collect())
     }
 
     /// Settles all jobs staged for this place.

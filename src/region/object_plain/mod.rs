@@ -172,6 +172,7 @@ impl Shared {
 
     fn try_cancel(self: &Arc<Self>, job: JobId) -> Result<Option<Vote>> {
         let Some((stage, watched)) = self.journals.watch(job)? else {
+            self.journals.find_staged(job)?;
             // Order: gone for good before anybody is told; whoever removed it may not have come to
             // its sync.
             self.journals.sync()?;

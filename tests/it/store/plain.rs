@@ -261,9 +261,14 @@ async fn a_job_to_another_object_is_none_of_this_ones() {
     let job = spec.job;
     drop(one.stage(&spec).await.unwrap());
     assert_eq!(other.job(job).await.unwrap().map(|staged| staged.spec), None);
-    assert_eq!(other.cancel(job, &image("image")).await.unwrap(), Vote::Unknown);
     assert!(!other.wish(job, Wish::Suspend).await.unwrap());
-    assert!(other.recover(Some(job)).await.unwrap().is_empty());
+    assert!(other.recover(None).await.unwrap().is_empty());
+    // Whoever asks by its id has named the wrong place, and must not conclude that it has ended.
+    let cancelled = other.cancel(job, &image("image")).await;
+    assert_eq!(cancelled.unwrap_err().kind(), ErrorKind::Invalid);
+    let [found] = &other.recover(Some(job)).await.unwrap()[..] else { unreachable!() };
+    let Settled::Failed(error) = &found.settled else { unreachable!("{found:?}") };
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     for taken in [other.reopen(&spec).await, other.stage(&spec).await] {
         let error = taken.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
