@@ -74,25 +74,25 @@ impl Journals {
         Ok(dir.map(|dir| Stage { parent, dir, job }))
     }
 
-    /// The stage of a job, whatever its place.
-    fn watch_any(&self, job: JobId) -> Result<Option<(Stage, Journal)>> {
-        let Some(stage) = self.find(job)? else { return Ok(None) };
-        Ok(Journal::watch(&stage.dir, job)?.map(|journal| (stage, journal)))
-    }
-
     /// The stage of a job that copies to this place. That of a job to another place is none here:
     /// whoever acts on it would act on the wrong device.
     pub(crate) fn watch(&self, job: JobId) -> Result<Option<(Stage, Journal)>> {
-        let watched = self.watch_any(job)?;
-        Ok(watched.filter(|(_, journal)| journal.header().name == self.name))
+        let Some(stage) = self.find(job)? else { return Ok(None) };
+        let journal = Journal::watch(&stage.dir, job)?;
+        let ours = journal.filter(|journal| journal.header().name == self.name);
+        Ok(ours.map(|journal| (stage, journal)))
     }
 
     /// The stage of a job that is to be ended or taken over at this place.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] when it is staged for another place.
+    /// [`ErrorKind::Invalid`] when it is staged for another place; [`ErrorKind::Corrupt`] when
+    /// nobody can tell for which.
     pub(crate) fn find_staged(&self, job: JobId) -> Result<Option<Stage>> {
-        let Some((stage, journal)) = self.watch_any(job)? else { return Ok(None) };
+        let Some(stage) = self.find(job)? else { return Ok(None) };
+        let Some(journal) = Journal::watch(&stage.dir, job)? else {
+            return self.refuse_damaged(&stage).map(|()| None);
+        };
         let name = &journal.header().name;
         if *name == self.name {
             return Ok(Some(stage));
@@ -139,6 +139,7 @@ impl Journals {
         let mut failed = self.forget_unacknowledged(only, remove)?;
         // Nobody may conclude that it has ended, where its place is only named wrongly.
         if let Some(job) = only
+            && failed.is_empty()
             && let Err(error) = self.find_staged(job)
         {
             failed.push(Recovered::new(job, None, Settled::Failed(error)));
@@ -228,10 +229,15 @@ impl Journals {
         if Journal::watch(&stage.dir, job)?.is_some() {
             return Ok(());
         }
-        // The header alone tells nothing: where records follow it, it was lost later.
+        self.refuse_damaged(&stage)?;
+        remove(&stage)
+    }
+
+    /// A journal without a valid header is that of a start which nobody was told of, unless records
+    /// show that the header was lost later.
+    fn refuse_damaged(&self, stage: &Stage) -> Result<()> {
+        let job = stage.job;
         match Journal::open(&stage.dir, job, &mut |_| {}) {
-            Ok(Some(Open::Valid(_))) => Ok(()),
-            Ok(Some(Open::Unacknowledged) | None) => remove(&stage),
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 let folder = self.folder.join(job.to_string());
                 let what = format!("read the journal of job {job}: where it copied to is lost");
@@ -239,7 +245,7 @@ impl Journals {
                     .hint(format!("settle that by hand, then remove {}", folder.display()))
                     .because(error))
             }
-            Err(error) => Err(error),
+            opened => opened.map(drop),
         }
     }
 }

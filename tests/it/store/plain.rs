@@ -297,6 +297,8 @@ async fn a_journal_whose_header_is_damaged_is_no_start_that_nobody_was_told_of()
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     }
     assert_eq!(region.stage(&spec).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    let cancelled = region.cancel(spec.job, &image("image")).await;
+    assert_eq!(cancelled.unwrap_err().kind(), ErrorKind::Corrupt, "nobody knows of what");
     assert_eq!(std::fs::read(&journal).unwrap(), damaged, "what is left of it is kept");
     // A start that nobody was told of has no header, and no record.
     std::fs::write(&journal, vec![0; whole.len()]).unwrap();
