@@ -214,13 +214,14 @@ async fn stands(visitor: &Visitor, name: &Name) -> Result<Standing> {
         Some(Settled::Committed) => {
             return Ok(Standing::Decided(Decision::Committed { root: None }));
         }
-        Some(Settled::RolledBack | Settled::Forgotten) => {
+        Some(Settled::RolledBack) => {
             let cancelled = Decision::Cancelled { first: false, clean: true };
             return Ok(Standing::Decided(cancelled));
         }
         Some(Settled::Failed(error)) => return Err(error),
         Some(Settled::Running | Settled::Kept) => region.job(name.job).await?,
-        None => None,
+        // What is gone may have committed just before: that shows by the image alone.
+        Some(Settled::Forgotten) | None => None,
     };
     match (region.locate(&name.image).await?, staged) {
         (Located::Committed(Some(job)), _) if job == name.job => {

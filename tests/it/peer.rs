@@ -18,7 +18,9 @@ use blockferry::region::{DirRegion, MemoryRegion, Outcome, PeerOptions, PeerRegi
 use blockferry::serve::{Listener, Server, ServerOptions};
 use blockferry::testing::{Fixture, Place, conformance};
 use blockferry::wire::frame::{Expect, Frame, VERSION};
-use blockferry::wire::message::{Begin, Chunk, Codec, Hello, Kind, Message};
+use blockferry::wire::message::{
+    Begin, Chunk, Codec, Decision, Hello, Kind, Message, Name, Standing,
+};
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{UnixListener, UnixStream};
@@ -541,6 +543,27 @@ impl Raw {
         let begin = Begin { epoch, root: None, spec };
         self.say(&Message::Begin(Box::new(begin)), id).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_whose_stage_is_just_being_removed_is_told_as_one() {
+    let mut world = World::new().await;
+    world.here.insert(&id("m"), bytes_of(100_000, 5));
+    let [from, to] = ["here", "there"].map(|region| Endpoint::new(name(region), id("m")));
+    let copied = world.engine.copy(CopyRequest::new(from, to, small())).await.unwrap();
+    let job = copied.id();
+    assert!(matches!(copied.wait().await, JobOutcome::Committed(_)));
+    // Where whoever finishes a commit has come to when the journal is removed and its folder is not.
+    let stage = world.root().join(".blockferry/stage").join(job.to_string());
+    std::fs::create_dir(stage).unwrap();
+    let mut raw = Raw::dial(&world.dir.path().join("ferry.sock")).await;
+    let query = Name { job, region: name("b"), image: id("m") };
+    raw.say(&Message::Query(query), 1).await;
+    let told = raw.hear_of(Kind::Answer).await;
+    let committed = Standing::Decided(Decision::Committed { root: None });
+    assert!(matches!(&told, Message::Answer(standing) if *standing == committed), "{told:?}");
+    drop(raw);
+    world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
