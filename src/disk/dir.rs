@@ -150,6 +150,11 @@ impl Dir {
         }
     }
 
+    /// Whether that name leads to what these are the facts of.
+    pub(crate) fn leads_to(&self, name: &str, facts: &Facts) -> Result<bool> {
+        Ok(self.facts_of(name)?.is_some_and(|named| named.same_file(facts)))
+    }
+
     /// Facts of this folder.
     pub(crate) fn facts(&self) -> Result<Facts> {
         super::facts_of(&self.0)

@@ -157,8 +157,7 @@ impl Shared {
     }
 
     fn remove(&self, image: &ImageId) -> Result<()> {
-        let folder = self.folder(image)?;
-        remove::remove(&self.store, image, &folder)
+        remove::remove(&self.store, image).map_err(|error| error.within(self.location_of(image)))
     }
 
     fn locate(&self, image: &ImageId) -> Result<Located> {

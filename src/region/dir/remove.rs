@@ -10,16 +10,19 @@ use crate::region::stage::{DATA, KEY, MANIFEST, NEW_KEY, RECORDS, StageStore, de
 /// Before the image id, in the folder of the stages: no job is called so.
 const REMOVED: &str = "removed-";
 
-pub(super) fn remove(store: &StageStore, id: &ImageId, folder: &Dir) -> Result<()> {
+pub(super) fn remove(store: &StageStore, id: &ImageId) -> Result<()> {
+    match store.root().find_dir(id.as_str())? {
+        Some(folder) => remove_folder(store, id, &folder),
+        None => Err(is_gone(store, id)),
+    }
+}
+
+fn remove_folder(store: &StageStore, id: &ImageId, folder: &Dir) -> Result<()> {
     // Order: a rewrap that is under way would put a key back.
     let _claim = folder.claim()?;
     // Whoever had it before us may have removed it, and another image may have come since.
-    let named = store.root().facts_of(id.as_str())?;
-    if !named.is_some_and(|named| folder.facts().is_ok_and(|facts| facts.same_file(&named))) {
-        return Err(Error::new(
-            ErrorKind::NotFound,
-            format!("remove {id}: it has just been removed"),
-        ));
+    if !store.root().leads_to(id.as_str(), &folder.facts()?)? {
+        return Err(is_gone(store, id));
     }
     store.refuse_unsettled(id.as_str())?;
     let ours = [DATA, MANIFEST, RECORDS, KEY, NEW_KEY];
@@ -30,28 +33,48 @@ pub(super) fn remove(store: &StageStore, id: &ImageId, folder: &Dir) -> Result<(
         )
         .hint("move out of the folder what is not the image's, then remove it"));
     }
-    let parent = store.make_parent()?;
-    let hidden = format!("{REMOVED}{id}");
-    destroy(&parent, &hidden)?;
+    let (parent, hidden) = (store.make_parent()?, format!("{REMOVED}{id}"));
+    destroy(store, &parent, &hidden)?;
     // Order: by one rename, so that no crash leaves half an image under its name.
     store.root().rename_no_replace(id.as_str(), &parent, &hidden)?;
-    store.root().sync()?;
-    parent.sync()?;
-    destroy(&parent, &hidden)
+    destroy(store, &parent, &hidden)
+}
+
+/// What is told of an image that is not there. Order: it is gone for good before anybody is told;
+/// whoever removed it may not have come to its syncs, or may have died.
+fn is_gone(store: &StageStore, id: &ImageId) -> Error {
+    let make_sure = || {
+        store.root().sync()?;
+        match store.find_parent()? {
+            Some(parent) => destroy(store, &parent, &format!("{REMOVED}{id}")),
+            None => Ok(()),
+        }
+    };
+    let told = || Error::new(ErrorKind::NotFound, format!("remove {id}"));
+    make_sure().err().unwrap_or_else(told)
 }
 
 /// Finishes what crashes have left of removals.
 pub(super) fn finish(store: &StageStore) -> Result<()> {
     let Some(parent) = store.find_parent()? else { return Ok(()) };
-    parent.names(|name| name.starts_with(REMOVED))?.iter().try_for_each(|it| destroy(&parent, it))
+    let hidden = parent.names(|name| name.starts_with(REMOVED))?;
+    hidden.iter().try_for_each(|hidden| destroy(store, &parent, hidden))
 }
 
-fn destroy(parent: &Dir, hidden: &str) -> Result<()> {
+/// Destroys an image that is out of sight. Several may do so at once.
+fn destroy(store: &StageStore, parent: &Dir, hidden: &str) -> Result<()> {
     let Some(folder) = parent.find_dir(hidden)? else { return Ok(()) };
+    // Order: out of sight for good before anything of it goes. Whoever renamed it may not have come
+    // to its syncs; this handle was found after that rename.
+    store.root().sync()?;
+    parent.sync()?;
     destroy_key(&folder)?;
     [MANIFEST, DATA, RECORDS].iter().try_for_each(|name| folder.remove_file(name))?;
     folder.sync()?;
-    parent.remove_dir(hidden)?;
+    // Another image of that name may have been removed since.
+    if parent.leads_to(hidden, &folder.facts()?)? {
+        parent.remove_dir(hidden)?;
+    }
     parent.sync()
 }
 
@@ -73,10 +96,10 @@ mod tests {
         std::fs::create_dir(at("m-1")).unwrap();
         std::fs::write(at("m-1/data"), b"new").unwrap();
         let id: ImageId = "m-1".parse().unwrap();
-        assert_eq!(remove(&store, &id, &folder).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(remove_folder(&store, &id, &folder).unwrap_err().kind(), ErrorKind::NotFound);
         assert_eq!(std::fs::read(at("m-1/data")).unwrap(), b"new");
         let folder = store.root().open_dir("m-1").unwrap();
-        remove(&store, &id, &folder).unwrap();
+        remove_folder(&store, &id, &folder).unwrap();
         assert!(!at("m-1").exists());
     }
 }

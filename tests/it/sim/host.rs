@@ -22,7 +22,7 @@ use crate::world::{KIB, end, image, region};
 
 /// Where the source's bytes lie.
 pub(crate) const SOURCE: &str = "files/s.raw";
-const TARGET: &str = "files/t.raw";
+pub(crate) const TARGET: &str = "files/t.raw";
 /// Longer than anything takes, in simulated time.
 pub(crate) const AGES: Duration = Duration::from_secs(24 * 3600);
 

@@ -8,4 +8,5 @@ mod life;
 mod oracle;
 mod points;
 mod random;
+mod removal;
 mod settle;

@@ -1,0 +1,140 @@
+//! Images that are removed while others look at them, remove them too, or put new ones in their
+//! place: one call of the one stands still, or kills it, while the other goes on.
+
+use std::sync::Arc;
+
+use blockferry::ErrorKind;
+use blockferry::engine::JobOutcome;
+use blockferry::options::CopyOptions;
+use blockferry::region::{DirRegion, FileRegion, Region};
+use blockferry::testing::Action;
+use tokio::task::JoinHandle;
+use tokio::time::{Duration, sleep};
+
+use super::host::{
+    DESTINATIONS, Daemon, FILE, Host, TARGET, bytes_of, in_simulation, options, request,
+};
+use crate::world::end;
+
+/// A host with an image at that destination, and two daemons.
+async fn with_image(to: usize, options: CopyOptions) -> (Host, Daemon, Daemon) {
+    let host = Host::new(7, &bytes_of(0, 70_001), true);
+    let first = host.daemon(true).await.unwrap();
+    put(&first, to, options).await;
+    let second = host.daemon(true).await.unwrap();
+    (host, first, second)
+}
+
+async fn put(daemon: &Daemon, to: usize, options: CopyOptions) {
+    let job = daemon.engine.copy(request("s/image", DESTINATIONS[to], options)).await.unwrap();
+    let outcome = job.wait().await;
+    assert!(matches!(outcome, JobOutcome::Committed(_)), "{outcome:?}");
+}
+
+/// The region of that destination, as a daemon has it that links the library.
+fn at(daemon: &Daemon, to: usize) -> Arc<dyn Region> {
+    let process = &daemon.process;
+    match to {
+        FILE => FileRegion::open_path(process.path(TARGET), process.path("state")).unwrap(),
+        _ => Arc::new(dir(daemon)),
+    }
+}
+
+fn dir(daemon: &Daemon) -> DirRegion {
+    let dir = DirRegion::open_root(daemon.process.path("b")).unwrap();
+    #[cfg(feature = "encrypt")]
+    let dir = dir.with_keys(super::encrypted::keys());
+    dir
+}
+
+fn remove(at: Arc<dyn Region>, to: usize) -> JoinHandle<blockferry::Result<()>> {
+    tokio::spawn(async move { at.remove(&end(DESTINATIONS[to]).image).await })
+}
+
+/// Lets others come as far as they can.
+async fn a_while() {
+    sleep(Duration::from_millis(100)).await;
+}
+
+/// Whether what was planned has happened. If not, it does not befall another.
+fn was_taken(host: &Host) -> bool {
+    let taken = host.sim.taken_count() > 0;
+    if !taken {
+        host.sim.heal();
+    }
+    taken
+}
+
+/// Every way in which images lie in a folder, and a plain file.
+fn ways() -> Vec<(usize, CopyOptions)> {
+    vec![
+        (0, options()),
+        #[cfg(feature = "encrypt")]
+        (0, super::host::encrypted(options())),
+    ]
+}
+
+/// Tells whether there was such a call.
+async fn removed_twice(call: u64, action: Action, to: usize, options: CopyOptions) -> bool {
+    let (host, first, second) = with_image(to, options).await;
+    let (mine, theirs) = (at(&first, to), at(&second, to));
+    host.sim.plan(host.sim.call_count() + call, action);
+    let held = remove(mine, to);
+    a_while().await;
+    let taken = was_taken(&host);
+    let told = remove(theirs, to);
+    a_while().await;
+    if !told.is_finished() {
+        // It waits for the other's claim.
+        host.sim.release();
+        assert_eq!(kind(&held.await.unwrap()), None);
+    }
+    let told = told.await.unwrap();
+    assert!(matches!(kind(&told), None | Some(ErrorKind::NotFound)), "{told:?}");
+    if action == Action::KillAfter {
+        assert_eq!(host.leftovers(), [""; 0], "call {call}: what the dead one left is gone too");
+    }
+    host.sim.lose_power(0);
+    let visible = host.visible(to);
+    assert!(matches!(visible, Ok(None)), "{action:?} at {call} of {to}: {told:?}, {visible:?}");
+    taken
+}
+
+#[test]
+fn an_image_that_a_second_removal_calls_gone_is_gone_for_good() {
+    for (to, options) in ways() {
+        for action in [Action::HoldBefore, Action::HoldAfter, Action::KillAfter] {
+            let count = (0..)
+                .find(|n| !in_simulation(removed_twice(*n, action, to, options.clone())))
+                .unwrap();
+            assert!(count > 3, "{to}: {count}");
+        }
+    }
+}
+
+/// Tells whether there was such a call.
+async fn recovered(call: u64, options: CopyOptions) -> bool {
+    let (host, first, second) = with_image(0, options).await;
+    let (mine, theirs) = (at(&first, 0), at(&second, 0));
+    host.sim.plan(host.sim.call_count() + call, Action::KillAfter);
+    remove(mine, 0).await.unwrap().ok();
+    let taken = was_taken(&host);
+    theirs.recover(None).await.unwrap();
+    host.sim.lose_power(0);
+    let visible = host.visible(0);
+    assert!(visible.is_ok(), "call {call}: half an image: {visible:?}");
+    taken
+}
+
+#[test]
+fn what_a_crash_left_of_a_removal_is_out_of_sight_for_good_before_it_goes() {
+    for (to, options) in ways() {
+        if to != FILE {
+            (0..).find(|n| !in_simulation(recovered(*n, options.clone()))).unwrap();
+        }
+    }
+}
+
+fn kind<T>(told: &blockferry::Result<T>) -> Option<ErrorKind> {
+    told.as_ref().err().map(blockferry::Error::kind)
+}
