@@ -130,13 +130,18 @@ impl Region for FileRegion {
     }
 
     fn remove<'a>(&'a self, _image: &'a ImageId) -> BoxFuture<'a, Result<()>> {
-        self.with(move |store, name| {
-            if store.root().facts_of(name)?.is_none() {
-                return Err(Error::new(ErrorKind::NotFound, "remove file"));
+        self.with(|store, name| {
+            let root = store.root();
+            let Some(seen) = root.facts_of(name)? else { return Err(is_gone(root)) };
+            // Order: of those who remove a file one goes first. The others find it gone, or another
+            // that was committed since.
+            let _claim = root.claim()?;
+            if !root.leads_to(name, &seen)? {
+                return Err(is_gone(root));
             }
             store.refuse_unsettled(name)?;
-            store.root().remove_file(name)?;
-            store.root().sync()
+            root.remove_file(name)?;
+            root.sync()
         })
     }
 
@@ -183,6 +188,13 @@ impl Region for FileRegion {
     fn recover(&self, only: Option<JobId>) -> BoxFuture<'_, Result<Vec<Recovered>>> {
         self.with(move |store, _| store.recover(only))
     }
+}
+
+/// What is told of a file that is not there. Order: it is gone for good before anybody is told;
+/// whoever removed it may not have come to its sync.
+fn is_gone(folder: &Dir) -> Error {
+    let told = || Error::new(ErrorKind::NotFound, "remove file");
+    folder.sync().err().unwrap_or_else(told)
 }
 
 #[cfg(test)]

@@ -69,6 +69,7 @@ fn was_taken(host: &Host) -> bool {
 fn ways() -> Vec<(usize, CopyOptions)> {
     vec![
         (0, options()),
+        (FILE, options()),
         #[cfg(feature = "encrypt")]
         (0, super::host::encrypted(options())),
     ]
@@ -131,6 +132,40 @@ fn what_a_crash_left_of_a_removal_is_out_of_sight_for_good_before_it_goes() {
     for (to, options) in ways() {
         if to != FILE {
             (0..).find(|n| !in_simulation(recovered(*n, options.clone()))).unwrap();
+        }
+    }
+}
+
+/// Tells whether there was such a call.
+async fn replaced(call: u64, action: Action, to: usize, options: CopyOptions) -> bool {
+    let (host, first, second) = with_image(to, options.clone()).await;
+    let (mine, theirs) = (at(&first, to), at(&second, to));
+    host.sim.plan(host.sim.call_count() + call, action);
+    let held = remove(mine, to);
+    a_while().await;
+    let taken = was_taken(&host);
+    let told = remove(theirs, to);
+    a_while().await;
+    if told.is_finished() && kind(&told.await.unwrap()).is_none() && !held.is_finished() {
+        put(&second, to, options).await;
+        host.sim.release();
+        let told = held.await.unwrap();
+        assert_eq!(kind(&told), Some(ErrorKind::NotFound), "call {call} of {to}");
+        assert!(matches!(host.visible(to), Ok(Some(_))), "call {call} of {to}");
+    }
+    taken
+}
+
+#[test]
+fn an_image_that_has_come_since_is_not_removed_in_place_of_the_one_before_it() {
+    for (to, options) in ways() {
+        // From its first look on: it has seen the image.
+        for n in 0.. {
+            let after = in_simulation(replaced(n, Action::HoldAfter, to, options.clone()));
+            in_simulation(replaced(n + 1, Action::HoldBefore, to, options.clone()));
+            if !after {
+                break;
+            }
         }
     }
 }
