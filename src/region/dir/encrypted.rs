@@ -15,7 +15,7 @@ use crate::region::stage::{
 };
 use crate::region::{Source, Target, blocking, no_keys, refuse_base};
 
-use super::{DirRegion, Shared};
+use super::{DirRegion, Shared, is_removed};
 
 /// Those who may read an image may read its key file: it opens nothing by itself.
 const KEY_MODE: u32 = 0o440;
@@ -119,15 +119,30 @@ async fn staged(
 
 /// Opens a committed image.
 pub(super) async fn open(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     image: &ImageId,
     (folder, header, data): (Dir, Header, File),
 ) -> Result<Arc<dyn Source>> {
     let vault = vault(shared, "open an image without its key")?;
-    let (folder, key_box) = blocking(move || {
-        let key = folder.find_file(KEY)?.ok_or_else(|| key_is_gone("open image"))?;
-        let key_box = read_key_box(&key)?;
-        Ok((folder, key_box))
+    let folder = Arc::new(folder);
+    let opened = open_folder(shared, &vault, image, (folder.clone(), header, data)).await;
+    let (here, image) = (shared.clone(), image.clone());
+    match opened {
+        Ok(source) => Ok(source),
+        Err(error) => blocking(move || Err(here.unless_gone(&image, &folder, error))).await,
+    }
+}
+
+async fn open_folder(
+    shared: &Shared,
+    vault: &Vault,
+    image: &ImageId,
+    (folder, header, data): (Arc<Dir>, Header, File),
+) -> Result<Arc<dyn Source>> {
+    let looking = folder.clone();
+    let key_box = blocking(move || {
+        let key = looking.find_file(KEY)?.ok_or_else(|| key_is_gone("open image"))?;
+        read_key_box(&key)
     })
     .await?;
     if key_box.uuid != header.uuid {
@@ -159,6 +174,9 @@ async fn rewrap(shared: &Arc<Shared>, image: &ImageId, to: &KeyId) -> Result<Key
         // Order: claimed before the old key is read, so that of two at once the second sees the
         // first one's key.
         let claim = folder.claim()?;
+        if !here.is_in(&folder, &named)? {
+            return Err(is_removed(&named));
+        }
         let Described::Encrypted(header) = crate::region::stage::read_manifest(&folder)?
             .ok_or_else(|| Error::new(ErrorKind::Corrupt, "open image: it has no manifest"))?
         else {

@@ -97,15 +97,26 @@ impl Shared {
     /// Opens what there is of an image, as far as that goes without a key.
     fn look(&self, image: &ImageId) -> Result<(Dir, Described, File)> {
         let folder = self.folder(image)?;
-        let described = read_manifest(&folder)?
-            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "open image: it has no manifest"))?;
-        let data = folder.open_file(DATA)?;
-        let (is, should) = (data.len()?, described.geometry().image_bytes());
-        if is != should {
-            let what = format!("open image: {is} bytes of data where {should} belong");
-            return Err(Error::new(ErrorKind::Corrupt, what));
+        match look_into(&folder) {
+            Ok((described, data)) => Ok((folder, described, data)),
+            Err(error) => Err(self.unless_gone(image, &folder, error)),
         }
-        Ok((folder, described, data))
+    }
+
+    /// What looks like damage of an image that is just being removed is that it is gone.
+    fn unless_gone(&self, image: &ImageId, folder: &Dir, error: Error) -> Error {
+        if !matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) {
+            return error;
+        }
+        match self.is_in(folder, image) {
+            Ok(false) => is_removed(image).because(error),
+            _ => error,
+        }
+    }
+
+    /// Whether the image of that name is still the one in that folder.
+    fn is_in(&self, folder: &Dir, image: &ImageId) -> Result<bool> {
+        self.store.root().leads_to(image.as_str(), &folder.facts()?)
     }
 
     fn folder(&self, image: &ImageId) -> Result<Dir> {
@@ -120,8 +131,9 @@ impl Shared {
     fn base_of(&self, spec: &JobSpec) -> Result<Option<BaseImage>> {
         let Some(image) = &spec.base else { return Ok(None) };
         let opened = self.folder(image).and_then(|folder| {
-            let opened = BaseImage::open(&folder, spec.geometry);
-            opened.map_err(|error| error.within(self.location_of(image)))
+            BaseImage::open(&folder, spec.geometry)
+                .map_err(|error| self.unless_gone(image, &folder, error))
+                .map_err(|error| error.within(self.location_of(image)))
         });
         match opened {
             Ok(base) => Ok(Some(base)),
@@ -167,6 +179,22 @@ impl Shared {
         }
         Ok(self.store.job_staging(image.as_str())?.map_or(Located::Absent, Located::Staged))
     }
+}
+
+fn look_into(folder: &Dir) -> Result<(Described, File)> {
+    let described = read_manifest(folder)?
+        .ok_or_else(|| Error::new(ErrorKind::Corrupt, "open image: it has no manifest"))?;
+    let data = folder.open_file(DATA)?;
+    let (is, should) = (data.len()?, described.geometry().image_bytes());
+    if is != should {
+        let what = format!("open image: {is} bytes of data where {should} belong");
+        return Err(Error::new(ErrorKind::Corrupt, what));
+    }
+    Ok((described, data))
+}
+
+fn is_removed(image: &ImageId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("open {image}: it has just been removed"))
 }
 
 /// What is told of an image to those who have no key.

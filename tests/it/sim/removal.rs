@@ -170,6 +170,93 @@ fn an_image_that_has_come_since_is_not_removed_in_place_of_the_one_before_it() {
     }
 }
 
+/// What somebody does who looks at the image of destination 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Look {
+    Open,
+    /// Copies with it as a base.
+    Base,
+    #[cfg(feature = "encrypt")]
+    Rewrap,
+}
+
+async fn look(look: Look, daemon: Daemon, at: DirRegion) -> Result<(), String> {
+    let image = end(DESTINATIONS[0]).image;
+    let told = match look {
+        Look::Open => at.open(&image).await.map(drop),
+        Look::Base => {
+            let copy = request("s/image", DESTINATIONS[1], options().with_base(image));
+            match daemon.engine.copy(copy).await {
+                Ok(job) => {
+                    let outcome = job.wait().await;
+                    assert!(matches!(outcome, JobOutcome::Committed(_)), "{outcome:?}");
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            }
+        }
+        #[cfg(feature = "encrypt")]
+        Look::Rewrap => at.rewrap(&image, &"key".parse().unwrap()).await.map(drop),
+    };
+    match told {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.report()),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// The looker stands still at that call, and meanwhile the image is removed, up to that call of the
+/// removal. Tells whether there were such calls.
+async fn looked_at(how: Look, call: u64, up_to: u64, options: CopyOptions) -> (bool, bool) {
+    let (host, first, second) = with_image(0, options).await;
+    let (mine, theirs) = (dir(&first), at(&second, 0));
+    host.sim.plan(host.sim.call_count() + call, Action::HoldAfter);
+    let looker = tokio::spawn(look(how, first, mine));
+    a_while().await;
+    let seen = was_taken(&host);
+    host.sim.plan(host.sim.call_count() + up_to, Action::KillAfter);
+    let remover = remove(theirs, 0);
+    a_while().await;
+    let cut = host.sim.taken_count() > u64::from(seen);
+    host.sim.heal();
+    let told = looker.await.unwrap();
+    remover.await.unwrap().ok();
+    assert_eq!(told, Ok(()), "{how:?}, held at {call}, removed up to {up_to}");
+    (seen, cut)
+}
+
+fn at_every_moment_of_a_removal(how: Look, options: &CopyOptions) {
+    let at = |call, up_to| in_simulation(looked_at(how, call, up_to, options.clone()));
+    let calls = (0..).find(|call| !at(*call, u64::MAX >> 1).0).unwrap();
+    let moments = (0..).find(|up_to| !at(0, *up_to).1).unwrap();
+    for call in 0..calls {
+        for up_to in 0..moments {
+            at(call, up_to);
+        }
+    }
+    eprintln!("{how:?}: {calls} calls, {moments} moments of a removal");
+}
+
+#[test]
+fn an_image_that_is_just_being_removed_is_there_or_not_and_never_damaged() {
+    for how in [Look::Open] {
+        for (_, options) in ways().into_iter().filter(|(to, _)| *to != FILE) {
+            at_every_moment_of_a_removal(how, &options);
+        }
+    }
+}
+
+#[test]
+fn a_base_that_is_just_being_removed_is_not_found_and_never_damaged() {
+    at_every_moment_of_a_removal(Look::Base, &options());
+}
+
+#[cfg(feature = "encrypt")]
+#[test]
+fn an_image_that_is_just_being_removed_is_given_another_key_or_not_found() {
+    at_every_moment_of_a_removal(Look::Rewrap, &super::host::encrypted(options()));
+}
+
 fn kind<T>(told: &blockferry::Result<T>) -> Option<ErrorKind> {
     told.as_ref().err().map(blockferry::Error::kind)
 }
