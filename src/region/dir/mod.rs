@@ -150,7 +150,8 @@ impl Shared {
                 continue;
             }
             let image: ImageId = name.parse()?;
-            let folder = root.open_dir(&name)?;
+            // It may be removed at any moment.
+            let Some(folder) = root.find_dir(&name)? else { continue };
             match read_manifest(&folder) {
                 Ok(Some(Described::Plain(manifest))) => {
                     images.push(ImageInfo::of_manifest(image, &manifest));

@@ -174,6 +174,7 @@ fn an_image_that_has_come_since_is_not_removed_in_place_of_the_one_before_it() {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Look {
     Open,
+    List,
     /// Copies with it as a base.
     Base,
     #[cfg(feature = "encrypt")]
@@ -184,6 +185,7 @@ async fn look(look: Look, daemon: Daemon, at: DirRegion) -> Result<(), String> {
     let image = end(DESTINATIONS[0]).image;
     let told = match look {
         Look::Open => at.open(&image).await.map(drop),
+        Look::List => at.list().await.map(drop),
         Look::Base => {
             let copy = request("s/image", DESTINATIONS[1], options().with_base(image));
             match daemon.engine.copy(copy).await {
@@ -199,7 +201,7 @@ async fn look(look: Look, daemon: Daemon, at: DirRegion) -> Result<(), String> {
         Look::Rewrap => at.rewrap(&image, &"key".parse().unwrap()).await.map(drop),
     };
     match told {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound && look != Look::List => Ok(()),
         Err(error) => Err(error.report()),
         Ok(()) => Ok(()),
     }
@@ -239,7 +241,7 @@ fn at_every_moment_of_a_removal(how: Look, options: &CopyOptions) {
 
 #[test]
 fn an_image_that_is_just_being_removed_is_there_or_not_and_never_damaged() {
-    for how in [Look::Open] {
+    for how in [Look::Open, Look::List] {
         for (_, options) in ways().into_iter().filter(|(to, _)| *to != FILE) {
             at_every_moment_of_a_removal(how, &options);
         }
