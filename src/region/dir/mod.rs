@@ -174,11 +174,26 @@ impl Shared {
     }
 
     fn locate(&self, image: &ImageId) -> Result<Located> {
-        if let Some(folder) = self.store.root().find_dir(image.as_str())? {
-            let manifest = read_manifest(&folder)?;
-            return Ok(Located::Committed(manifest.and_then(|described| described.job())));
+        if let Some(committed) = self.committed(image)? {
+            return Ok(committed);
         }
-        Ok(self.store.job_staging(image.as_str())?.map_or(Located::Absent, Located::Staged))
+        if let Some(job) = self.store.job_staging(image.as_str())? {
+            return Ok(Located::Staged(job));
+        }
+        // Order: looked at once more. What was staged at the first look may have been published
+        // since, and its stage removed.
+        Ok(self.committed(image)?.unwrap_or(Located::Absent))
+    }
+
+    fn committed(&self, image: &ImageId) -> Result<Option<Located>> {
+        let Some(folder) = self.store.root().find_dir(image.as_str())? else { return Ok(None) };
+        match read_manifest(&folder)? {
+            // It was removed just now.
+            None if !self.is_in(&folder, image)? => Ok(None),
+            manifest => {
+                Ok(Some(Located::Committed(manifest.and_then(|described| described.job()))))
+            }
+        }
     }
 }
 

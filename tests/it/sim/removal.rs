@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use blockferry::ErrorKind;
 use blockferry::engine::JobOutcome;
-use blockferry::options::CopyOptions;
-use blockferry::region::{DirRegion, FileRegion, Region};
+use blockferry::options::{CopyOptions, Limits};
+use blockferry::region::{DirRegion, FileRegion, Located, Region};
 use blockferry::testing::Action;
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, sleep};
@@ -175,6 +175,7 @@ fn an_image_that_has_come_since_is_not_removed_in_place_of_the_one_before_it() {
 enum Look {
     Open,
     List,
+    Locate,
     /// Copies with it as a base.
     Base,
     #[cfg(feature = "encrypt")]
@@ -186,6 +187,10 @@ async fn look(look: Look, daemon: Daemon, at: DirRegion) -> Result<(), String> {
     let told = match look {
         Look::Open => at.open(&image).await.map(drop),
         Look::List => at.list().await.map(drop),
+        Look::Locate => match at.locate(&image).await {
+            Ok(Located::Committed(None)) => return Err("it is said to be no copy".to_owned()),
+            told => told.map(drop),
+        },
         Look::Base => {
             let copy = request("s/image", DESTINATIONS[1], options().with_base(image));
             match daemon.engine.copy(copy).await {
@@ -241,7 +246,7 @@ fn at_every_moment_of_a_removal(how: Look, options: &CopyOptions) {
 
 #[test]
 fn an_image_that_is_just_being_removed_is_there_or_not_and_never_damaged() {
-    for how in [Look::Open, Look::List] {
+    for how in [Look::Open, Look::List, Look::Locate] {
         for (_, options) in ways().into_iter().filter(|(to, _)| *to != FILE) {
             at_every_moment_of_a_removal(how, &options);
         }
@@ -257,6 +262,35 @@ fn a_base_that_is_just_being_removed_is_not_found_and_never_damaged() {
 #[test]
 fn an_image_that_is_just_being_removed_is_given_another_key_or_not_found() {
     at_every_moment_of_a_removal(Look::Rewrap, &super::host::encrypted(options()));
+}
+
+/// Somebody asks where the image is, and stands still at that call until it has been committed.
+/// Tells whether there was such a call.
+async fn located(call: u64) -> bool {
+    let host = Host::new(7, &bytes_of(0, 70_001), true);
+    let (daemon, other) = (host.daemon(true).await.unwrap(), host.daemon(true).await.unwrap());
+    let slow = options().with_limits(Limits::NONE.with_bytes_per_sec(20_000));
+    let job = daemon.engine.copy(request("s/image", DESTINATIONS[0], slow)).await.unwrap();
+    daemon.engine.suspend(job.id()).await.unwrap();
+    let asking = at(&other, 0);
+    host.sim.plan(host.sim.call_count() + call, Action::HoldAfter);
+    let told = tokio::spawn(async move { asking.locate(&end(DESTINATIONS[0]).image).await });
+    a_while().await;
+    let taken = was_taken(&host);
+    let outcome = daemon.engine.resume(job.id()).await.unwrap().wait().await;
+    assert!(matches!(outcome, JobOutcome::Committed(_)), "{outcome:?}");
+    host.sim.release();
+    match told.await.unwrap().unwrap() {
+        Located::Staged(of) | Located::Committed(Some(of)) => assert_eq!(of, job.id()),
+        told => assert_eq!(told, Located::Committed(Some(job.id())), "held at {call}"),
+    }
+    taken
+}
+
+#[test]
+fn an_image_is_located_at_every_moment_of_its_commit() {
+    let count = (0..).find(|call| !in_simulation(located(*call))).unwrap();
+    assert!(count > 3, "{count}");
 }
 
 fn kind<T>(told: &blockferry::Result<T>) -> Option<ErrorKind> {
