@@ -36,9 +36,14 @@ impl FileKeyring {
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
         let ring = Self { path: path.into() };
         let made = ring.folder().and_then(|(dir, name)| {
-            let file = dir.create_file(&name, MODE)?;
-            file.write_at(0, &Ring::default().encode())?;
-            file.sync_all()?;
+            // Order: claim → temporary file → sync → rename → sync folder. Whoever finds it under
+            // its name finds all of it.
+            let _claim = dir.claim()?;
+            if dir.facts_of(&name)?.is_some() {
+                return Err(Error::new(ErrorKind::Exists, "create keyring"));
+            }
+            let temporary = write_temporary(&dir, &name, &Ring::default())?;
+            dir.rename_no_replace(&temporary, &dir, &name)?;
             dir.sync()
         });
         made.map_err(|error| ring.named(error))?;
@@ -110,11 +115,7 @@ impl FileKeyring {
             let _claim = dir.claim()?;
             let mut ring = read(&self.path)?;
             let told = change(&mut ring)?;
-            let temporary = format!("{name}.new");
-            dir.remove_file(&temporary)?;
-            let file = dir.create_file(&temporary, MODE)?;
-            file.write_at(0, &ring.encode())?;
-            file.sync_all()?;
+            let temporary = write_temporary(&dir, &name, &ring)?;
             dir.rename_over(&temporary, &name)?;
             dir.sync()?;
             Ok(told)
@@ -136,6 +137,16 @@ impl FileKeyring {
     fn named(&self, error: Error) -> Error {
         error.within(self.path.display().to_string())
     }
+}
+
+/// Writes a keyring that is to be renamed, durable; the caller holds the claim on the folder.
+fn write_temporary(dir: &Dir, name: &str, ring: &Ring) -> Result<String> {
+    let temporary = format!("{name}.new");
+    dir.remove_file(&temporary)?;
+    let file = dir.create_file(&temporary, MODE)?;
+    file.write_at(0, &ring.encode())?;
+    file.sync_all()?;
+    Ok(temporary)
 }
 
 fn read(path: &Path) -> Result<Ring> {

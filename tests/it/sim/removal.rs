@@ -5,9 +5,13 @@ use std::sync::Arc;
 
 use blockferry::ErrorKind;
 use blockferry::engine::JobOutcome;
+#[cfg(feature = "encrypt")]
+use blockferry::keys::FileKeyring;
 use blockferry::options::{CopyOptions, Limits};
 use blockferry::region::{DirRegion, FileRegion, Located, Region};
 use blockferry::testing::Action;
+#[cfg(feature = "encrypt")]
+use blockferry::testing::Simulation;
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, sleep};
 
@@ -291,6 +295,38 @@ async fn located(call: u64) -> bool {
 fn an_image_is_located_at_every_moment_of_its_commit() {
     let count = (0..).find(|call| !in_simulation(located(*call))).unwrap();
     assert!(count > 3, "{count}");
+}
+
+#[cfg(feature = "encrypt")]
+#[test]
+fn a_keyring_is_there_whole_or_not_at_all() {
+    let actions = [0, 50, 100].map(Action::PowerAfter);
+    for action in [Action::KillAfter].into_iter().chain(actions) {
+        for call in 0.. {
+            let sim = Simulation::new(call);
+            let _entered = sim.enter();
+            sim.make_dir("keys").unwrap();
+            let (first, second) = (sim.process(), sim.process());
+            sim.plan(sim.call_count() + call, action);
+            let made = FileKeyring::create(first.path("keys/ring"));
+            let taken = sim.taken_count() > 0;
+            sim.heal();
+            let next = if second.is_alive() { second } else { sim.process() };
+            match FileKeyring::open(next.path("keys/ring")) {
+                Ok(_) => {}
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::NotFound, "{action:?} at {call}: {error}");
+                    assert!(made.is_err());
+                    FileKeyring::create(next.path("keys/ring")).unwrap();
+                }
+            }
+            FileKeyring::open(next.path("keys/ring")).unwrap().add(&"k".parse().unwrap()).unwrap();
+            assert_eq!(sim.paths("keys"), ["ring"]);
+            if !taken {
+                break;
+            }
+        }
+    }
 }
 
 fn kind<T>(told: &blockferry::Result<T>) -> Option<ErrorKind> {
