@@ -62,6 +62,7 @@ impl Shared {
     ) -> Result<Held> {
         let (image, job) = (&spec.target.image, spec.job);
         let deadline = Instant::now() + STAGE_TIMEOUT;
+        let mut in_doubt = false;
         while Instant::now() < deadline {
             let held = self.register.read(image).await?;
             let sight = held.sight();
@@ -85,6 +86,12 @@ impl Shared {
                     self.bury(&held).await?;
                     continue;
                 }
+                // It may have been this job's, and cancelled or removed since: that is for good.
+                Start::Claim if in_doubt => {
+                    return Err(Error::new(ErrorKind::Fenced, format!("stage {image}")).hint(
+                        "its claim got no answer, and others have decided since; start anew",
+                    ));
+                }
                 Start::Claim => {
                     self.register.check_way(image).await?;
                     let sight = Sight::claimed(sight, job, owner, draw()?);
@@ -96,8 +103,9 @@ impl Shared {
             if !heart.is_shown() {
                 heart.start(&*self.store).await?;
             }
-            if let Swapped::Done(held) = self.register.swap(&held, next).await? {
-                return Ok(held);
+            match self.register.swap_in_doubt(&held, next).await? {
+                (Swapped::Done(held), _) => return Ok(held),
+                (Swapped::Lost(_), unclear) => in_doubt |= unclear,
             }
         }
         Err(Error::new(ErrorKind::Busy, format!("stage {image}"))

@@ -227,6 +227,12 @@ impl Register {
     /// # Errors
     /// The store's own failure: then it may have been replaced, now or later.
     pub(super) async fn swap(&self, from: &Held, next: Head) -> Result<Swapped> {
+        self.swap_in_doubt(from, next).await.map(|(swapped, _)| swapped)
+    }
+
+    /// The same, and whether a swap that is lost may have come true all the same, for a while:
+    /// others went on from it, or it got no clear answer.
+    pub(super) async fn swap_in_doubt(&self, from: &Held, next: Head) -> Result<(Swapped, bool)> {
         let image = next.image.clone();
         let mut from = from.clone();
         if self.fencing.get().is_none() {
@@ -235,31 +241,32 @@ impl Register {
             let now = self.read(&image).await?;
             match rules::landed(from.sight(), now.sight(), next.sight.txn) {
                 Landed::Unchanged => from = now,
-                Landed::Mine => return Ok(Swapped::Done(now)),
-                Landed::Passed | Landed::Others => return Ok(Swapped::Lost(now)),
+                Landed::Mine => return Ok((Swapped::Done(now), false)),
+                Landed::Passed | Landed::Others => return Ok((Swapped::Lost(now), false)),
             }
         }
         let mut failed = None;
         for _ in 0..SWAP_ATTEMPT_COUNT_MAX {
             let unclear = match self.put(&from, &next).await? {
                 Put::Done(version) => {
-                    return Ok(Swapped::Done(Held { head: Some(next), version }));
+                    return Ok((Swapped::Done(Held { head: Some(next), version }), false));
                 }
                 // An earlier one of ours may have landed since it was given up.
                 Put::Refused => None,
                 Put::Unknown(_) if sabotage::is("M11") => {
-                    return Ok(Swapped::Lost(from));
+                    return Ok((Swapped::Lost(from), false));
                 }
                 Put::Unknown(error) => Some(error),
             };
+            failed = unclear.or(failed);
             let now = self.read(&image).await?;
             match rules::landed(from.sight(), now.sight(), next.sight.txn) {
-                Landed::Mine => return Ok(Swapped::Done(now)),
-                Landed::Passed | Landed::Others => return Ok(Swapped::Lost(now)),
+                Landed::Mine => return Ok((Swapped::Done(now), false)),
+                Landed::Passed => return Ok((Swapped::Lost(now), true)),
+                Landed::Others => return Ok((Swapped::Lost(now), failed.is_some())),
                 // The same record may be another object: one that was put there once more.
                 Landed::Unchanged => from = now,
             }
-            failed = unclear.or(failed);
         }
         let error = Error::new(ErrorKind::Unavailable, format!("write the head of {image}"));
         let error = error.within(self.store.location());

@@ -1,12 +1,14 @@
 //! Several daemons at one image: who is fenced, who takes over, what is left of those who are late.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use blockferry::ErrorKind;
 use blockferry::chunk::Durable;
 use blockferry::geometry::{ByteRange, ChunkIndex, ChunkRun, ChunkSize, Geometry};
 use blockferry::manifest::Manifest;
+use blockferry::region::object::rules::Phase;
 use blockferry::region::object::{ObjectOptions, ObjectRegion};
 use blockferry::region::{Located, Outcome, Region, Settled, Vote, Wish};
 use blockferry::seal::{Seal, seal};
@@ -188,6 +190,47 @@ async fn a_commit_that_lands_late_loses() {
         assert_eq!(told, Outcome::Cancelled, "who comes late is told the one decision");
         drop((target, next));
         assert_eq!(cloud.strays(), Vec::<String>::new());
+    }
+}
+
+/// A claim comes true and its answer does not come; before its owner looks, another daemon has
+/// cancelled the job and told that it is clean. What was told stays so.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_cancelled_before_its_claim_was_answered_is_not_claimed_again() {
+    for fencing in BOTH {
+        let cloud = Cloud::new(fencing);
+        let (one, late) = cloud.daemon();
+        let (there, is_claimed) = (cloud.clone(), AtomicBool::new(false));
+        late.hook(move |call| match call.key.contains("/head") {
+            true if call.verb == "put" => {
+                is_claimed.store(true, SeqCst);
+                Fate::LostAfter
+            }
+            // It looks for what came of its claim.
+            true if is_claimed.swap(false, SeqCst) => {
+                let claimed = there.head("m-1").unwrap();
+                let aborting = claimed.moved(Phase::Aborting, None, [7; 16]);
+                let aborted = aborting.moved(Phase::Aborted, None, [8; 16]);
+                for head in [aborting, aborted] {
+                    let key = match there.fencing {
+                        Fencing::Numbered => format!("head.{:016x}", head.sight.seq),
+                        _ => "head".to_owned(),
+                    };
+                    there.model.insert(&format!("north/images/m-1/{key}"), head.encode());
+                }
+                Fate::Answered
+            }
+            _ => Fate::Answered,
+        });
+        let refused = one.stage(&spec(1)).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Fenced, "{fencing:?}: {refused}");
+        assert_eq!(cloud.phase("m-1"), Some(Phase::Aborted), "{fencing:?}");
+        late.hook(|_| Fate::Answered);
+        one.recover(None).await.unwrap();
+        assert_eq!(cloud.strays(), Vec::<String>::new(), "{fencing:?}");
+        // Whoever starts it anew knows of no other start.
+        let target = one.stage(&spec(1)).await.unwrap();
+        assert_eq!(target.discard().await.unwrap(), Outcome::Cancelled);
     }
 }
 
