@@ -8,6 +8,7 @@
 //! images/<image>/<job>.<epoch>/manifest            what the image is, where its chunks are
 //! jobs/<job>/pulse                                 which image, sign of life, progress
 //! jobs/<job>/limits, jobs/<job>/suspend            what others ask of its owner
+//! way                                              which way heads are kept, once and for good
 //! ```
 //!
 //! `<seq>` has 16 hexadecimal digits, `<epoch>`, `<index>` and `<n>` have 8, `<digest>` has 64.
@@ -87,6 +88,9 @@ pub(crate) fn limits(job: JobId) -> String {
 pub(crate) fn suspend(job: JobId) -> String {
     format!("{JOBS}{job}/suspend")
 }
+
+/// Which way heads are kept here: made once, by whoever claims the first image.
+pub(crate) const WAY: &str = "way";
 
 /// Where the store's clock is read off; what is left of it goes with the next look.
 pub(crate) const CLOCK: &str = "clock";

@@ -1,4 +1,4 @@
-//! The small objects beside an image as bytes: pulse, wishes, zero runs. Pure.
+//! The small objects beside an image as bytes: pulse, wishes, zero runs, how heads are kept. Pure.
 //!
 //! All have one frame: a magic of eight bytes, a version, what they say, and a BLAKE3 checksum in
 //! derive-key mode over everything before.
@@ -9,6 +9,7 @@ use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_usize};
 use crate::id::ImageId;
 use crate::job::{Progress, decode_limits, encode_limits};
 use crate::options::Limits;
+use crate::store::Fencing;
 
 use super::rules::{Owner, Txn};
 
@@ -94,6 +95,29 @@ pub(crate) fn decode_suspend(bytes: &[u8]) -> Result<Txn> {
     Ok(txn)
 }
 
+/// Which way heads are kept in a region: magic `BFHEADS\0`, then 1 swapped, 2 numbered, 3 by one
+/// daemon alone.
+pub(crate) fn encode_way(way: Fencing) -> Vec<u8> {
+    let number = match way {
+        Fencing::Swap => 1,
+        Fencing::Numbered => 2,
+        Fencing::None => 3,
+    };
+    sealed(WAY, &[number])
+}
+
+pub(crate) fn decode_way(bytes: &[u8]) -> Result<Fencing> {
+    let mut from = Decoder::new(opened(WAY, bytes)?, WAY.what);
+    let way = match from.u8()? {
+        1 => Fencing::Swap,
+        2 => Fencing::Numbered,
+        3 => Fencing::None,
+        _ => return Err(from.corrupt("it is none that is known")),
+    };
+    from.finish()?;
+    Ok(way)
+}
+
 /// Runs of chunks that hold only zeros, as an attempt found them: magic `BFZEROS\0`, then their
 /// number and, for each, first chunk and count, four bytes each, ascending and apart.
 ///
@@ -172,6 +196,11 @@ const SUSPEND: Kind = Kind {
     what: "a wish to suspend",
     context: "blockferry 2026-11-26 object suspend v1",
 };
+const WAY: Kind = Kind {
+    magic: *b"BFHEADS\0",
+    what: "the way in which heads are kept",
+    context: "blockferry 2026-11-27 object way v1",
+};
 const ZEROS: Kind = Kind {
     magic: *b"BFZEROS\0",
     what: "a record of zeros",
@@ -233,6 +262,10 @@ mod tests {
         let limits = Limits::NONE.with_ops_per_sec(3);
         assert_eq!(decode_ceilings(&encode_ceilings(limits)).unwrap(), limits);
         assert_eq!(decode_suspend(&encode_suspend([9; 16])).unwrap(), [9; 16]);
+        for way in [Fencing::Swap, Fencing::Numbered, Fencing::None] {
+            assert_eq!(decode_way(&encode_way(way)).unwrap(), way);
+        }
+        assert!(decode_way(&sealed(WAY, &[0])).is_err() && decode_way(&sealed(WAY, &[])).is_err());
         let runs = vec![run(0, 2), run(5, 1), run(999, 1)];
         let encoded = encode_zeros(&runs);
         assert_eq!(encoded.len(), 1);
@@ -262,6 +295,7 @@ mod tests {
             pulse().encode(),
             encode_ceilings(Limits::NONE),
             encode_suspend([1; 16]),
+            encode_way(Fencing::Numbered),
             encode_zeros(&[run(1, 1)]).remove(0),
         ];
         for (own, bytes) in all.iter().enumerate() {
@@ -269,6 +303,7 @@ mod tests {
                 Pulse::decode(bytes).is_ok(),
                 decode_ceilings(bytes).is_ok(),
                 decode_suspend(bytes).is_ok(),
+                decode_way(bytes).is_ok(),
                 decode_zeros(geometry(), bytes).is_ok(),
             ];
             assert_eq!(told.iter().position(|ok| *ok), Some(own));
@@ -280,6 +315,7 @@ mod tests {
                     0 => Pulse::decode(&flipped).is_err(),
                     1 => decode_ceilings(&flipped).is_err(),
                     2 => decode_suspend(&flipped).is_err(),
+                    3 => decode_way(&flipped).is_err(),
                     _ => decode_zeros(geometry(), &flipped).is_err(),
                 };
                 assert!(refused, "kind {own}, byte {at}");
@@ -316,11 +352,12 @@ mod tests {
         #[test]
         fn no_bytes_make_them_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             Pulse::decode(&body).ok();
-            for kind in [PULSE, CEILINGS, SUSPEND, ZEROS] {
+            for kind in [PULSE, CEILINGS, SUSPEND, WAY, ZEROS] {
                 let bytes = sealed(kind, &body);
                 Pulse::decode(&bytes).ok();
                 decode_ceilings(&bytes).ok();
                 decode_suspend(&bytes).ok();
+                decode_way(&bytes).ok();
                 decode_zeros(geometry(), &bytes).ok();
             }
         }

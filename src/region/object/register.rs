@@ -15,6 +15,7 @@ use crate::store::{Condition, Depth, Fencing, Put, Store, Version, prove};
 use super::head::{HEAD_LEN_MAX, Head};
 use super::local_heads::LocalHeads;
 use super::names::{self, Named};
+use super::notes::{self, NOTE_LEN_MAX};
 use super::rules::{self, Landed, Sight};
 
 /// How often a swap that gets no clear answer is looked after and sent again.
@@ -28,6 +29,8 @@ pub(super) struct Register {
     store: Arc<dyn Store>,
     /// What the store has proven, once something was to be decided: to read, nothing is proven.
     fencing: OnceCell<Fencing>,
+    /// Set once it is on record that heads are kept this way here.
+    agreed: OnceCell<()>,
     /// Where the store fences nothing.
     local: Option<LocalHeads>,
 }
@@ -57,13 +60,14 @@ impl Held {
 impl Register {
     /// `fencing`: what is known to be proven; else it is found out when it is needed.
     pub(super) fn new(store: Arc<dyn Store>, fencing: Option<Fencing>) -> Self {
-        Self { store, fencing: OnceCell::new_with(fencing), local: None }
+        let (fencing, agreed) = (OnceCell::new_with(fencing), OnceCell::new());
+        Self { store, fencing, agreed, local: None }
     }
 
     /// Of a store that fences nothing: these heads decide, and the store has copies of them.
     pub(super) fn decided_here(store: Arc<dyn Store>, local: LocalHeads) -> Self {
-        let fencing = OnceCell::new_with(Some(Fencing::None));
-        Self { store, fencing, local: Some(local) }
+        let (fencing, agreed) = (OnceCell::new_with(Some(Fencing::None)), OnceCell::new());
+        Self { store, fencing, agreed, local: Some(local) }
     }
 
     /// How two daemons are kept from deciding differently here.
@@ -81,10 +85,67 @@ impl Register {
         if !proven.list_after_write {
             return refuse("its listings lag behind its writes: nothing is ever known to be gone");
         }
-        match proven.fencing() {
-            Fencing::None => refuse("it ignores conditional writes: two daemons could both decide"),
-            fencing => Ok(fencing),
+        let ours = proven.fencing();
+        if ours == Fencing::None {
+            return refuse("it ignores conditional writes: two daemons could both decide");
         }
+        match self.way().await? {
+            // What can be swapped can be numbered as well: it goes on as it was begun.
+            Some(Fencing::Numbered) => Ok(Fencing::Numbered),
+            Some(way) if way != ours => Err(self.kept_otherwise(way)),
+            _ => Ok(ours),
+        }
+    }
+
+    /// Which way heads are kept here, as it is on record; `None`: nobody has claimed an image yet.
+    async fn way(&self) -> Result<Option<Fencing>> {
+        let told = |error: Error| error.within(format!("{}/{}", self.store.location(), names::WAY));
+        let object = self.store.get(names::WAY, NOTE_LEN_MAX).await.map_err(told)?;
+        object.map(|object| notes::decode_way(&object.bytes)).transpose().map_err(told)
+    }
+
+    /// Puts on record which way heads are kept here, or finds that it is another way than ours.
+    ///
+    /// To two daemons a store may prove different things, and each would claim the same image with
+    /// a head of its own, which the other does not see. So one object decides between them, which
+    /// is made once, and never changed or removed.
+    async fn agree(&self) -> Result<()> {
+        let ours = self.fencing().await?;
+        // Where conditions do not work one daemon alone writes; some stores refuse them.
+        let when = if ours == Fencing::None { Condition::Any } else { Condition::Absent };
+        let mut failed = None;
+        for _ in 0..SWAP_ATTEMPT_COUNT_MAX {
+            match self.way().await? {
+                Some(way) if way == ours => return Ok(()),
+                Some(way) => return Err(self.kept_otherwise(way)),
+                None => {}
+            }
+            match self.store.put(names::WAY, notes::encode_way(ours).into(), &when).await? {
+                Put::Done(_) => return Ok(()),
+                // Somebody was first, perhaps we ourselves: what is there tells.
+                Put::Refused => {}
+                Put::Unknown(error) => failed = Some(error),
+            }
+        }
+        let error = Error::new(ErrorKind::Unavailable, "agree on how heads are kept")
+            .within(self.store.location());
+        Err(match failed {
+            Some(cause) => error.because(cause),
+            None => error.hint("the store refuses it, and shows none"),
+        })
+    }
+
+    fn kept_otherwise(&self, way: Fencing) -> Error {
+        let (way, hint) = match way {
+            Fencing::Swap => ("swapped in place", "reach it as when it was begun"),
+            Fencing::Numbered => ("numbered", "reach it as when it was begun"),
+            Fencing::None => {
+                ("those of one daemon alone", "only that one may write here, with fencing=none")
+            }
+        };
+        Error::new(ErrorKind::Unsupported, format!("decide about images: heads here are {way}"))
+            .within(self.store.location())
+            .hint(hint)
     }
 
     /// Whether heads are swapped in place here, as far as that had to be found out yet.
@@ -201,8 +262,10 @@ impl Register {
         }
     }
 
-    /// Heads of the image are kept one way only: who sees one of the other way must not claim it.
+    /// Heads of the region are kept one way only: who sees one of the other way must not claim it.
     pub(super) async fn check_way(&self, image: &ImageId) -> Result<()> {
+        // Order: on record for everybody, then looked for what is older than the record.
+        self.agreed.get_or_try_init(|| self.agree()).await?;
         let page = self.store.list(&names::head(image), None, 2).await?;
         let numbered = |entry: &crate::store::Entry| match names::read(image, &entry.key) {
             Named::Head(number) => Some(number.is_some()),

@@ -246,9 +246,74 @@ async fn numbered_heads_outlive_every_sweep() {
         assert_eq!(target.discard().await.unwrap(), Outcome::Cancelled);
     }
     let heads = cloud.model.keys();
-    assert_eq!(heads.len(), 12, "{heads:?}");
+    assert_eq!(heads.len(), 12 + 1, "{heads:?}");
     assert!(one.sweep(true, Duration::ZERO).await.unwrap().is_empty());
     assert_eq!(cloud.model.keys(), heads);
+}
+
+/// Two daemons to which the store proves different things come to an image that nobody has claimed:
+/// each looks for heads of the other's kind, and finds none.
+#[tokio::test(start_paused = true)]
+async fn two_daemons_that_keep_heads_in_different_ways_do_not_both_claim() {
+    for ways in [BOTH, [Fencing::Numbered, Fencing::Swap]] {
+        let cloud = Cloud::new(ways[0]);
+        let other = Cloud { fencing: ways[1], ..cloud.clone() };
+        let ((one, _), (two, _)) = (cloud.daemon(), other.daemon());
+        let (jobs, mut late) = ((spec(1), spec(2)), spec(3));
+        let claims = tokio::join!(one.stage(&jobs.0), two.stage(&jobs.1));
+        let claimed = [claims.0.is_ok(), claims.1.is_ok()];
+        assert_eq!(claimed.iter().filter(|claimed| **claimed).count(), 1, "{claims:?}");
+        let refused = claims.0.err().or(claims.1.err()).unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+        // Nor does the one who came second claim another image, of which there is nothing yet.
+        late.target.image = "m-2".parse().unwrap();
+        let second = if claimed[0] { &two } else { &one };
+        let refused = second.stage(&late).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+        assert!(refused.to_string().contains("heads here are"), "{refused}");
+        assert_eq!(cloud.phase("m-2"), None);
+    }
+}
+
+/// A region goes on as it was begun, where the store proves more than it did then.
+#[tokio::test(start_paused = true)]
+async fn a_region_whose_heads_are_numbered_stays_so_and_one_whose_heads_are_swapped_too() {
+    let cloud = Cloud::new(Fencing::Swap);
+    let open = || {
+        let store = Arc::new(cloud.model.client("north"));
+        ObjectRegion::open(store, ObjectOptions::default()).unwrap()
+    };
+    cloud.model.lie(Lie::CreateOnly);
+    let target = open().stage(&spec(1)).await.unwrap();
+    assert_eq!(target.discard().await.unwrap(), Outcome::Cancelled);
+    drop(target);
+    cloud.model.lie(Lie::None);
+    let region = open();
+    let target = region.stage(&spec(2)).await.unwrap();
+    assert_eq!(region.fencing().await.unwrap(), Fencing::Numbered);
+    let manifest = write(&*target, &spec(2)).await.unwrap();
+    assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
+    target.finish().await.unwrap();
+    drop(target);
+    assert_eq!(read(&open()).await, Some(bytes()));
+
+    let cloud = Cloud::new(Fencing::Swap);
+    let open = || {
+        let store = Arc::new(cloud.model.client("north"));
+        ObjectRegion::open(store, ObjectOptions::default()).unwrap()
+    };
+    let target = open().stage(&spec(1)).await.unwrap();
+    assert_eq!(target.discard().await.unwrap(), Outcome::Cancelled);
+    drop(target);
+    cloud.model.lie(Lie::CreateOnly);
+    let refused = open().stage(&spec(2)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+    assert!(refused.to_string().contains("swapped in place"), "{refused}");
+    let alone = tempfile::tempdir().unwrap();
+    let store = Arc::new(cloud.model.client("north"));
+    let alone = ObjectRegion::unfenced(store, alone.path(), ObjectOptions::default()).unwrap();
+    let refused = alone.stage(&spec(3)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -292,7 +357,8 @@ async fn a_damaged_chunk_or_manifest_is_never_read_as_good() {
     assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
     target.finish().await.unwrap();
     assert_eq!(read(&one).await, Some(bytes()));
-    for key in cloud.model.keys().into_iter().filter(|key| !key.ends_with("head")) {
+    let of_image = |key: &String| key.contains("/images/") && !key.ends_with("head");
+    for key in cloud.model.keys().into_iter().filter(of_image) {
         let good = cloud.model.bytes(&key).unwrap();
         let mut bad = good.to_vec();
         let middle = bad.len() / 2;

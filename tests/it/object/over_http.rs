@@ -152,10 +152,11 @@ mod command {
             (child, caught.await.unwrap().unwrap())
         }
 
-        /// What is in the bucket besides heads and what committed images are made of.
+        /// What is in the bucket besides heads, how they are kept, and what committed images are
+        /// made of.
         fn strays(&self, kept: &[&str]) -> Vec<String> {
             let mut keys = self.server.model.keys();
-            keys.retain(|key| !key.ends_with("/head"));
+            keys.retain(|key| !key.ends_with("/head") && key != "north/way");
             keys.retain(|key| !kept.iter().any(|image| key.contains(&format!("images/{image}/"))));
             keys
         }

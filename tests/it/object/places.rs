@@ -57,6 +57,10 @@ impl Cloud {
     /// What is here besides heads and what committed images are made of.
     pub(super) fn strays(&self) -> Vec<String> {
         let kept = |key: &String| {
+            // Which way heads are kept.
+            if key == "north/way" {
+                return true;
+            }
             let Some(name) = key.strip_prefix("north/images/") else { return false };
             let Some((image, name)) = name.split_once('/') else { return false };
             let visible = self.phase(image) == Some(Phase::Committed);
