@@ -144,6 +144,10 @@ impl Trouble {
             (_, "NoSuchKey" | "NoSuchUpload") => ErrorKind::NotFound,
             (_, "PreconditionFailed" | "InvalidRange") => ErrorKind::SourceChanged,
             (_, "AccessDenied" | "AccountProblem" | "AllAccessDisabled") => ErrorKind::Denied,
+            // Nobody follows there: not with a key, and not with what is to be written.
+            _ if (300..=399).contains(&self.status) => {
+                return (ErrorKind::Invalid, "it sends elsewhere: give the endpoint that answers");
+            }
             _ => self.kind_of_status(),
         };
         (kind, "")
@@ -156,7 +160,7 @@ impl Trouble {
             412 | 416 => ErrorKind::SourceChanged,
             405 | 501 => ErrorKind::Unsupported,
             507 => ErrorKind::NoSpace,
-            300..=499 => ErrorKind::Invalid,
+            400..=499 => ErrorKind::Invalid,
             _ => ErrorKind::Io,
         }
     }
@@ -235,6 +239,7 @@ mod tests {
             (412, "PreconditionFailed", ErrorKind::SourceChanged),
             (503, "SlowDown", ErrorKind::Unavailable),
             (400, "MalformedXML", ErrorKind::Invalid),
+            (307, "", ErrorKind::Invalid),
             (505, "", ErrorKind::Io),
         ] {
             assert_eq!(trouble(status, code).kind().0, kind, "{status} {code}");

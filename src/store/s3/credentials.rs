@@ -5,24 +5,20 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AwsCredential, AwsCredentialProvider};
-use object_store::client::{HttpConnector, ReqwestConnector};
-use object_store::{ClientOptions, RetryConfig, StaticCredentialProvider};
+use object_store::{RetryConfig, StaticCredentialProvider};
 
 use crate::disk::File;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::to_usize;
 use crate::location::BucketAddress;
 
+use super::connect;
 use super::request::Client;
 
 /// The longest file of profiles.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many idle connections are kept: as many as requests may be under way.
-const IDLE_COUNT_MAX: usize = 64;
 
 /// Who asks.
 #[derive(Clone, Default)]
@@ -138,13 +134,7 @@ impl Settings {
         let failed = |error: object_store::Error| {
             Error::new(ErrorKind::Invalid, "set up a client for the object store").because(error)
         };
-        let options = ClientOptions::new()
-            .with_allow_http(self.allow_http)
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            // Deadlines are ours: they grow with the bytes that are moved.
-            .with_timeout_disabled()
-            .with_pool_max_idle_per_host(IDLE_COUNT_MAX);
-        let http = ReqwestConnector::default().connect(&options).map_err(failed)?;
+        let http = connect::client(self.allow_http)?;
         let from_profile = |name: &str| self.profile.get(name).cloned();
         let key = |id, secret, token| {
             let credential = AwsCredential { key_id: id, secret_key: secret, token };

@@ -5,6 +5,7 @@
 //! condition was answered), reads replies of any length, and lists neither uploads nor parts.
 
 mod calls;
+mod connect;
 mod credentials;
 mod request;
 mod times;

@@ -404,6 +404,35 @@ async fn a_listing_of_what_was_not_asked_for_is_neither_believed_nor_endless() {
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{}", error.report());
 }
 
+/// Neither a key nor what is to be written goes where nobody was told to go; and a write that was
+/// turned into a read by the way is not taken for done.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_is_a_refusal_and_is_not_followed() {
+    let (server, other) = (S3Server::start().await, S3Server::start().await);
+    other.model.insert("p/there", "elsewhere");
+    let elsewhere: &'static str = format!("{}/bucket/p/there", other.endpoint()).leak();
+    let store = steady(&server, brisk());
+    let scene = scene(&store).await;
+    for place in [elsewhere, "/bucket/p/there"] {
+        for status in [301, 302, 303, 307, 308] {
+            for operation in OPERATIONS {
+                server.fault_always(operation, Fault::SendsTo(status, place));
+                let before = server.seen().len();
+                let error = perform(&store, operation, &scene).await.unwrap_err();
+                let what = format!("{operation} {status}: {}", error.report());
+                assert_eq!(error.kind(), ErrorKind::Invalid, "{what}");
+                assert_eq!(Trouble::of(&error).unwrap().status, status, "{what}");
+                assert_eq!(server.seen().len() - before, 1, "{what}");
+            }
+            server.fault_always("PutObject", Fault::SendsTo(status, place));
+            let error = put(&store, "head", "mine", Condition::Absent).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{status}: {}", error.report());
+        }
+    }
+    assert!(other.seen().is_empty(), "{:?}", other.seen());
+    assert_eq!(server.model.bytes("p/head"), None);
+}
+
 /// The store room does not know the bytes: whoever reads objects has to check what they are.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_falsified_object_is_handed_on_to_whoever_knows_its_digest() {

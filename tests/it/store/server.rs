@@ -58,6 +58,8 @@ pub(crate) enum Fault {
     Feigned,
     /// Not carried out; answered as done, with that body.
     Says(&'static str),
+    /// Not carried out; answered with that status, and that it is to be asked at that place.
+    SendsTo(u16, &'static str),
     /// Never answered.
     Hangs,
 }
@@ -136,6 +138,11 @@ impl S3Server {
             }
         });
         Self { shared, address, model, accept }
+    }
+
+    /// Where it listens.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     /// Words behind `?` that lead here.
@@ -230,6 +237,11 @@ impl Shared {
             Fault::Says(text) => {
                 request.into_body().collect().await.map_err(Failure::other)?;
                 return Ok(Response::new(whole(Bytes::from_static(text.as_bytes()))));
+            }
+            Fault::SendsTo(status, place) => {
+                request.into_body().collect().await.map_err(Failure::other)?;
+                let builder = Response::builder().status(status).header("location", place);
+                return Ok(builder.body(whole(Bytes::new())).unwrap());
             }
             Fault::LostBefore => return Err(lost("lost before")),
             Fault::Hangs => std::future::pending().await,
