@@ -37,7 +37,8 @@ const UPLOAD: &str = "upload";
 const UPLOAD_LEN_MAX: usize = 4096;
 
 /// One plain object of an object store (`s3+raw://BUCKET/KEY`): it holds a single image, whatever
-/// id is asked for. It never replaces an object that is there.
+/// id is asked for. It never replaces an object that is there: where the store does not look at the
+/// condition of a completion, one that comes in the moment before it is not seen.
 #[derive(Debug)]
 pub struct PlainObjectRegion {
     shared: Arc<Shared>,
@@ -111,10 +112,15 @@ enum Fate {
 }
 
 impl Shared {
-    /// What the object is: its length and who made it; `None` where there is none.
-    async fn made_by(&self, job: JobId) -> Result<bool> {
+    /// Which job has made the object, as far as it tells; `None` where there is no object.
+    async fn maker(&self) -> Result<Option<Option<JobId>>> {
         let meta = self.store.head(&self.key).await?;
-        Ok(meta.is_some_and(|meta| meta.label.as_deref() == Some(job.to_string().as_str())))
+        Ok(meta.map(|meta| meta.label.and_then(|label| label.parse().ok())))
+    }
+
+    /// Whether the object is there, and that job has made it.
+    async fn made_by(&self, job: JobId) -> Result<bool> {
+        Ok(self.maker().await?.flatten() == Some(job))
     }
 
     /// Ends the upload for good, and tells how. After `Gone` it can never be completed.

@@ -15,7 +15,7 @@ use crate::manifest::Manifest;
 use crate::region::journals::Stage;
 use crate::region::stage::until_decided;
 use crate::region::{BoxFuture, LocalFile, Outcome, Restored, Target, Wishes, blocking};
-use crate::store::{Condition, Part, Put, UploadId};
+use crate::store::{Condition, Part, Put, UploadId, abort_until_gone};
 
 use super::{Fate, Shared, read_upload, remove, write_upload};
 
@@ -150,11 +150,23 @@ impl Owned {
             return Err(Error::new(ErrorKind::Corrupt, what));
         }
         let (key, upload) = (&shared.key, self.upload()?);
+        let taken = || {
+            Error::new(ErrorKind::Exists, "complete the upload")
+                .hint("another object has taken the key: cancel this copy")
+        };
+        // Some stores do not look at the condition: who came before this request is seen here.
+        match shared.maker().await? {
+            None => {}
+            Some(Some(maker)) if maker == job => {
+                // An earlier attempt had completed its own: of this one nothing is to stay.
+                return abort_until_gone(shared.store.as_ref(), key, upload).await;
+            }
+            Some(_) => return Err(taken()),
+        }
         let put = shared.store.upload_complete(key, upload, &parts, &Condition::Absent).await;
         let error = match put {
             Ok(Put::Done(_)) => return Ok(()),
-            Ok(Put::Refused) => Error::new(ErrorKind::Exists, "complete the upload")
-                .hint("another object has taken the key: cancel this copy"),
+            Ok(Put::Refused) => taken(),
             // It may have been done, by this request or one before.
             Ok(Put::Unknown(error)) | Err(error) => error,
         };

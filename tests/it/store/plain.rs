@@ -11,6 +11,7 @@ use blockferry::job::{Endpoint, Fingerprint, JobSpec};
 use blockferry::location::BucketAddress;
 use blockferry::options::{CopyOptions, EngineOptions, Limits};
 use blockferry::region::{Located, MemoryRegion, PlainObjectRegion, Region, Settled, Vote, Wish};
+use blockferry::store::model::Lie;
 use blockferry::{Error, ErrorKind};
 
 use super::server::{Fault, S3Server, Seen};
@@ -227,6 +228,32 @@ async fn the_completion_of_an_upload_has_one_outcome() {
         assert_eq!(is_late, is_there, "{fault:?}: {reply:?}");
         assert_eq!(world.object().is_some(), is_there, "{fault:?}");
         assert!(world.is_clean(), "{fault:?}");
+        engine.shutdown(Shutdown::Suspend, Duration::from_secs(10)).await;
+    }
+}
+
+/// Whoever takes the key while a copy runs keeps it, also where the store does not look at the
+/// condition of a completion.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_came_meanwhile_is_not_replaced() {
+    for lie in [Lie::None, Lie::Ignores] {
+        let world = World::new().await;
+        world.server.model.lie(lie);
+        world.memory.insert(&image("disk"), bytes(CHUNK + 1));
+        let engine = world.engine().await;
+        let model = world.server.model.clone();
+        world.server.hook(move |seen: &Seen| {
+            if seen.operation == "UploadPart" && seen.nth == 0 {
+                model.insert("dir/disk.raw", "a stranger's");
+            }
+            Fault::None
+        });
+        let job = world.up(&engine, CopyOptions::new()).await.unwrap();
+        assert_eq!(failed(job.wait().await).kind(), ErrorKind::Exists, "{lie:?}");
+        let reply = engine.cancel(job.id()).await.unwrap();
+        assert!(matches!(reply.answer, CancelAnswer::Cancelled { .. }), "{lie:?}: {reply:?}");
+        assert_eq!(world.object().unwrap(), b"a stranger's", "{lie:?}");
+        assert!(world.is_clean(), "{lie:?}");
         engine.shutdown(Shutdown::Suspend, Duration::from_secs(10)).await;
     }
 }
