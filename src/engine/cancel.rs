@@ -175,6 +175,16 @@ impl Inner {
                     None => CancelReply::new(None, CancelAnswer::NotACopy),
                 });
             }
+            Located::Cancelled(job) => {
+                // Its record, where there is one here, is put right; the region needs none.
+                return match self.index.read_usable(job).await? {
+                    Some(_) => self.cancel_since(began, job).await,
+                    None => {
+                        let answer = CancelAnswer::AlreadyCancelled { clean: true };
+                        Ok(CancelReply::new(Some(job), answer))
+                    }
+                };
+            }
             Located::Absent => {}
         }
         match latest(self.records_of(name, image).await?) {

@@ -136,6 +136,9 @@ impl ImageInfo {
 pub enum Located {
     /// Nothing.
     Absent,
+    /// Nothing: the last copy to it was cancelled, and nothing of it is left. Only regions that
+    /// remember it tell so.
+    Cancelled(JobId),
     /// A copy that is neither committed nor cancelled.
     Staged(JobId),
     /// A committed image, and the job that made it if it came from a copy and the region knows.

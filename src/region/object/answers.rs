@@ -105,6 +105,7 @@ impl Shared {
         Ok(match held.sight().map(|sight| (sight.phase, sight.job)) {
             Some((Phase::Committed, job)) => Located::Committed(Some(job)),
             Some((Phase::Active | Phase::Aborting, job)) => Located::Staged(job),
+            Some((Phase::Aborted, job)) => Located::Cancelled(job),
             _ => Located::Absent,
         })
     }

@@ -100,7 +100,8 @@ pub(super) fn take_info(from: &mut Decoder<'_>) -> Result<ImageInfo> {
 
 pub(super) fn put_located(out: &mut Encoder, located: Located) {
     match located {
-        Located::Absent => drop(out.u8(0)),
+        // Peers have no word for what is remembered.
+        Located::Absent | Located::Cancelled(_) => drop(out.u8(0)),
         Located::Staged(job) => put_job(out.u8(1), job),
         Located::Committed(job) => drop(out.u8(2).option(job, put_job)),
     }

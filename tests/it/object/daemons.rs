@@ -104,7 +104,7 @@ async fn a_cancel_from_elsewhere_reaches_the_owner_and_is_cleaned_when_it_is_gon
             }
         };
         assert_eq!(clean, Vote::Cancelled { first: false, clean: true });
-        assert_eq!(two.locate(&image()).await.unwrap(), Located::Absent);
+        assert_eq!(two.locate(&image()).await.unwrap(), Located::Cancelled(spec(1).job));
         assert_eq!(cloud.strays(), Vec::<String>::new(), "{fencing:?}");
     }
 }
@@ -184,7 +184,8 @@ async fn a_commit_that_lands_late_loses() {
         write(&*next, &spec(1)).await.unwrap();
         assert_eq!(next.discard().await.unwrap(), Outcome::Cancelled);
         cloud.model.land_all();
-        assert_eq!(two.locate(&image()).await.unwrap(), Located::Absent, "{fencing:?}");
+        let found = two.locate(&image()).await.unwrap();
+        assert_eq!(found, Located::Cancelled(spec(1).job), "{fencing:?}");
         late.hook(|_| Fate::Answered);
         let told = target.commit(&manifest).await.unwrap();
         assert_eq!(told, Outcome::Cancelled, "who comes late is told the one decision");

@@ -120,6 +120,15 @@ async fn a_cancel_on_one_machine_ends_the_copy_on_the_other() {
         let reply = one.engine.cancel(job.id()).await.unwrap();
         assert_eq!(reply.answer, CancelAnswer::AlreadyCancelled { clean: true });
         assert_eq!(cloud.strays(), Vec::<String>::new(), "{fencing:?}");
+        // The third has never heard of it.
+        let three = machine(&cloud, &shared).await;
+        for machine in [&one, &two, &three] {
+            let again =
+                machine.engine.cancel_image(&region("bucket"), &image("m-1")).await.unwrap();
+            let told = (again.job, again.answer);
+            let expected = CancelAnswer::AlreadyCancelled { clean: true };
+            assert_eq!(told, (Some(job.id()), expected), "{fencing:?}");
+        }
         let copy = two.engine.copy(request("shared/source", "bucket/m-1", small())).await.unwrap();
         committed(ended(&copy).await);
     }

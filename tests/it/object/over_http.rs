@@ -235,6 +235,14 @@ mod command {
         let (code, json) = told(&ended.unwrap());
         assert_eq!((code, &json["outcome"]), (Some(4), &"rolled_back".into()));
         assert_eq!(world.strays(&[]), Vec::<String>::new());
+        for machine in ["one", "two", "three"] {
+            let again = world.good(machine, &["cancel", &image]).await;
+            assert_eq!(
+                (&again["job"], &again["answer"]),
+                (&job.as_str().into(), &"already_cancelled".into()),
+                "{machine}"
+            );
+        }
 
         let (child, _) = world.caught("north/m-1").await;
         kill(child).await;
