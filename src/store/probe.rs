@@ -307,6 +307,24 @@ impl Probe {
         if let Err(error) = self.uploads_of(&key, &empty).await {
             self.remark(format!("multipart uploads: {}", error.report()));
         }
+        if let Err(error) = self.abort_strays().await {
+            self.remark(format!("abort what was begun: {}", error.report()));
+        }
+    }
+
+    /// One whose beginning got no answer has a name that nobody knows. All below the probe's folder
+    /// are its own.
+    async fn abort_strays(&self) -> Result<()> {
+        match self.store.uploads(&self.folder).await {
+            Ok(strays) => {
+                for stray in strays {
+                    abort_until_gone(self.store.as_ref(), &stray.key, &stray.id).await?;
+                }
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn uploads_of(&mut self, key: &str, other: &str) -> Result<()> {

@@ -7,6 +7,7 @@
 mod owned;
 mod source;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -121,6 +122,36 @@ impl Shared {
     /// Whether the object is there, and that job has made it.
     async fn made_by(&self, job: JobId) -> Result<bool> {
         Ok(self.maker().await?.flatten() == Some(job))
+    }
+
+    /// Begins an upload. A request for one that got no answer may have begun another, whose name
+    /// nobody knows: those that have come since, and hold nothing, do not stay.
+    async fn begin_upload(&self, job: JobId) -> Result<UploadId> {
+        let before = self.unfinished().await;
+        let begun = self.store.upload_begin(&self.key, &job.to_string()).await;
+        // Who may not list them, or cannot, has none to tell from those of others.
+        if let Some(before) = before
+            && let Some(now) = self.unfinished().await
+        {
+            for upload in now.difference(&before) {
+                if begun.as_ref().is_ok_and(|begun| begun == upload) {
+                    continue;
+                }
+                // Somebody else's holds a part soon, and is begun anew if it is taken away.
+                let parts = self.store.parts(&self.key, upload).await;
+                if matches!(parts, Ok(Some(parts)) if parts.is_empty()) {
+                    // What stays all the same is told apart from nothing, and holds no bytes.
+                    abort_until_gone(self.store.as_ref(), &self.key, upload).await.ok();
+                }
+            }
+        }
+        begun
+    }
+
+    /// The unfinished uploads of the key, where they can be listed.
+    async fn unfinished(&self) -> Option<BTreeSet<UploadId>> {
+        let uploads = self.store.uploads(&self.key).await.ok()?;
+        Some(uploads.into_iter().filter(|found| found.key == self.key).map(|it| it.id).collect())
     }
 
     /// Ends the upload for good, and tells how. After `Gone` it can never be completed.

@@ -87,8 +87,7 @@ impl Owned {
             self.take(upload)?;
             return Ok(restored);
         }
-        let label = self.stage.job.to_string();
-        let upload = wait.block_on(store.upload_begin(&self.shared.key, &label))?;
+        let upload = wait.block_on(self.shared.begin_upload(self.stage.job))?;
         // Order: on record before anything is in it, so that a cancel finds it.
         write_upload(&self.stage, &upload)?;
         self.take(upload)?;

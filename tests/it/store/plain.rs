@@ -333,6 +333,29 @@ async fn a_journal_whose_header_is_damaged_is_no_start_that_nobody_was_told_of()
     assert!(!journal.exists());
 }
 
+/// A beginning that got no answer is asked for again; what it began does not stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_began_without_an_answer_does_not_stay() {
+    for fault in [Fault::LostAfter, Fault::Truncated] {
+        let world = World::new().await;
+        world.memory.insert(&image("disk"), bytes(CHUNK + 1));
+        // Somebody else's, begun before.
+        let store = world.server.model.client("");
+        let other = blockferry::store::Store::upload_begin(&store, "dir/disk.raw", "other").await;
+        let engine = world.engine().await;
+        world.server.fault_at("CreateMultipartUpload", 0, fault);
+        let job = world.up(&engine, CopyOptions::new()).await.unwrap();
+        let outcome = job.wait().await;
+        assert!(matches!(outcome, JobOutcome::Committed(_)), "{fault:?} {outcome:?}");
+        assert_eq!(world.server.count("CreateMultipartUpload"), 2, "{fault:?}");
+        assert_eq!(world.server.model.uploads(), ["dir/disk.raw"], "{fault:?}: only the other's");
+        let other = other.unwrap();
+        let there = blockferry::store::Store::parts(&store, "dir/disk.raw", &other).await.unwrap();
+        assert_eq!(there, Some(Vec::new()), "{fault:?}");
+        engine.shutdown(Shutdown::Suspend, Duration::from_secs(10)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_of_small_chunks_is_refused_before_it_begins() {
     let world = World::new().await;

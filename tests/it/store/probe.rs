@@ -1,6 +1,7 @@
 //! The probe finds out what a store can be relied on for, and leaves nothing there.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use blockferry::store::model::{Fate, Lie, Model};
 use blockferry::store::{Depth, Fencing, Proven, Store, prove};
@@ -55,6 +56,22 @@ async fn a_store_that_denies_everything_is_an_error() {
     let store: Arc<dyn Store> = Arc::new(client);
     let error = prove(&store, Depth::Quick).await.unwrap_err();
     assert_eq!(error.kind(), blockferry::ErrorKind::Denied);
+}
+
+#[tokio::test]
+async fn an_upload_whose_beginning_got_no_answer_does_not_stay() {
+    for nth in 0..2 {
+        let model = Model::new();
+        let client = model.client("");
+        let begun = AtomicUsize::new(0);
+        client.hook(move |call| {
+            let is_it = call.verb == "upload_begin" && begun.fetch_add(1, SeqCst) == nth;
+            if is_it { Fate::LostAfter } else { Fate::Answered }
+        });
+        let store: Arc<dyn Store> = Arc::new(client);
+        prove(&store, Depth::Quick).await.unwrap();
+        assert_eq!(model.uploads(), Vec::<String>::new(), "{nth}");
+    }
 }
 
 /// Whatever single request of a probe fails, it ends, and proves no more than an honest store can.
