@@ -156,10 +156,12 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// part of every longer key there, without slashes. Objects below them are not walked.
     ///
     /// # Errors
-    /// The store's own failure.
+    /// [`Unsupported`] when there are over a million; otherwise the store's own failure.
     ///
     /// # Cancel safety
     /// Safe: it only looks.
+    ///
+    /// [`Unsupported`]: ErrorKind::Unsupported
     fn folders<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<String>>>;
 
     /// Copies an object within the service, over what is at `to`.

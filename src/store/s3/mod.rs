@@ -343,7 +343,9 @@ impl S3Store {
             let listed = self.list_page(&whole, words).await?;
             let coding = listed.encoding_type.as_deref();
             let (mut entries, mut last) = (Vec::new(), None);
-            for content in &listed.contents {
+            // Some servers send more than was asked for: the rest comes with the next page.
+            let is_over = listed.contents.len() > limit;
+            for content in listed.contents.iter().take(limit) {
                 let Some(key) = xml::listed(&content.key, coding) else { continue };
                 // What was not asked for is nobody's here: whoever lists may be about to delete.
                 if !key.starts_with(&whole) || passed.as_ref().is_some_and(|passed| key <= *passed)
@@ -358,8 +360,9 @@ impl S3Store {
                 }
                 last = Some(key);
             }
-            if !listed.is_truncated || !entries.is_empty() {
-                return Ok(Page { entries, more: listed.is_truncated });
+            let more = listed.is_truncated || is_over;
+            if !more || !entries.is_empty() {
+                return Ok(Page { entries, more });
             }
             // A page of strangers only: behind it there may be some of ours. Each page begins
             // behind the one before, so that a server that goes in circles comes to an end.
@@ -376,6 +379,10 @@ impl S3Store {
             let mut words = vec![("delimiter", "/".to_owned())];
             words.extend(token.take().map(|token| ("continuation-token", token)));
             let listed = self.list_page(&whole, words).await?;
+            // A million names at most, then: a page has no more of them than of objects.
+            if listed.common_prefixes.len() > PAGE_ENTRIES_MAX {
+                return Err(self.endless("list folders"));
+            }
             for common in &listed.common_prefixes {
                 let prefix = xml::listed(&common.prefix, listed.encoding_type.as_deref());
                 let name = prefix.as_deref().and_then(|prefix| prefix.strip_prefix(&whole));

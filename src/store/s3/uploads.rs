@@ -5,7 +5,9 @@ use http::Method;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::to_u64;
-use crate::store::{Condition, PART_COUNT_MAX, Part, Put, Upload, UploadId, Version, check_prefix};
+use crate::store::{
+    Condition, PAGE_ENTRIES_MAX, PART_COUNT_MAX, Part, Put, Upload, UploadId, Version, check_prefix,
+};
 
 use super::request::{Ask, CHECKSUM, LIST_BYTES_MAX, text};
 use super::xml::{
@@ -13,6 +15,9 @@ use super::xml::{
     ListPartsResult,
 };
 use super::{LABEL, PAGE_COUNT_MAX, S3Store, times};
+
+/// The longest name of an upload, and the longest tag of a part with its checksum.
+const NAME_BYTES_MAX: usize = 4096;
 
 impl S3Store {
     pub(super) async fn begin(&self, key: &str, label: &str) -> Result<UploadId> {
@@ -113,7 +118,13 @@ impl S3Store {
             let root = "ListMultipartUploadsResult";
             let listed: ListMultipartUploadsResult = self.parse(root, &reply.body)?;
             let coding = listed.encoding_type.as_deref();
+            if listed.upload.len() > PAGE_ENTRIES_MAX {
+                return Err(self.endless("list uploads"));
+            }
             for upload in listed.upload {
+                if upload.upload_id.len() > NAME_BYTES_MAX {
+                    return Err(self.odd("list uploads: a name is too long", prefix));
+                }
                 let key = xml::listed(&upload.key, coding).and_then(|key| self.below(&key));
                 // Some servers do not look at the prefix.
                 let Some(key) = key.filter(|key| key.starts_with(prefix)) else { continue };
@@ -147,6 +158,10 @@ impl S3Store {
             };
             let listed: ListPartsResult = self.parse("ListPartsResult", &reply.body)?;
             for part in listed.part {
+                let tells = part.e_tag.len() + part.checksum.as_ref().map_or(0, String::len);
+                if part.part_number > PART_COUNT_MAX || tells > NAME_BYTES_MAX {
+                    return Err(self.odd("list parts: there is none of that kind", key));
+                }
                 // In order, so that a server that goes in circles comes to an end.
                 if parts.last().is_some_and(|before| before.number >= part.part_number) {
                     return Err(self.odd("list parts: they are out of order", key));

@@ -433,6 +433,46 @@ async fn a_redirect_is_a_refusal_and_is_not_followed() {
     assert_eq!(server.model.bytes("p/head"), None);
 }
 
+/// What a server lists takes no more memory than a page of it, however much it sends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_holds_no_more_than_was_asked_for() {
+    let server = S3Server::start().await;
+    let store = steady(&server, brisk());
+    let contents: String =
+        (1..=3).map(|n| format!("<Contents><Key>p/a/{n}</Key><Size>1</Size></Contents>")).collect();
+    let three = format!("<ListBucketResult>{contents}</ListBucketResult>").leak();
+    server.fault_always("ListObjectsV2", Fault::Says(three));
+    let page = store.list("a/", None, 2).await.unwrap();
+    let keys: Vec<_> = page.entries.iter().map(|entry| entry.key.as_str()).collect();
+    assert_eq!((keys, page.more), (vec!["a/1", "a/2"], true));
+
+    let prefixes = |count: usize| -> &'static str {
+        let prefix = |n| format!("<CommonPrefixes><Prefix>p/f/{n}/</Prefix></CommonPrefixes>");
+        let all: String = (0..count).map(prefix).collect();
+        format!("<ListBucketResult>{all}</ListBucketResult>").leak()
+    };
+    server.fault_always("ListObjectsV2", Fault::Says(prefixes(1000)));
+    assert_eq!(store.folders("f/").await.unwrap().len(), 1000);
+    server.fault_always("ListObjectsV2", Fault::Says(prefixes(1001)));
+    let error = store.folders("f/").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{}", error.report());
+
+    let upload = store.upload_begin("multi", "label").await.unwrap();
+    let listed = |number: u32, tag: &str| -> &'static str {
+        let part = format!(
+            "<Part><PartNumber>{number}</PartNumber><Size>1</Size><ETag>{tag}</ETag></Part>"
+        );
+        format!("<ListPartsResult>{part}</ListPartsResult>").leak()
+    };
+    server.fault_always("ListParts", Fault::Says(listed(10_000, "t")));
+    assert_eq!(store.parts("multi", &upload).await.unwrap().unwrap().len(), 1);
+    for odd in [listed(10_001, "t"), listed(1, &"t".repeat(5000))] {
+        server.fault_always("ListParts", Fault::Says(odd));
+        let error = store.parts("multi", &upload).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io, "{}", error.report());
+    }
+}
+
 /// The store room does not know the bytes: whoever reads objects has to check what they are.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_falsified_object_is_handed_on_to_whoever_knows_its_digest() {
