@@ -1,8 +1,10 @@
 //! What the crate takes from its host beside the disk: threads that may block, wall time, random
-//! numbers; a simulation stands in for all of it.
+//! numbers, for all of which a simulation stands in; and what a task carries along.
 
+use std::future::Future;
 use std::mem::MaybeUninit;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::task::JoinHandle;
@@ -40,6 +42,28 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         && sim::give_way()
     {}
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What holds back whoever moves bytes: a limit, as those see it who know of no limits.
+pub(crate) trait Toll: Send + Sync {
+    /// Waits until so many bytes may move.
+    fn pass(&self, bytes: u64) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+}
+
+tokio::task_local! {
+    static TOLL: Arc<dyn Toll>;
+}
+
+/// Does the work. It was let pass once: what it moves a second time, in this task, passes the toll.
+pub(crate) async fn tolled<T>(toll: Arc<dyn Toll>, work: impl Future<Output = T>) -> T {
+    TOLL.scope(toll, work).await
+}
+
+/// Passes the toll before bytes are moved once more, if the work at hand has one.
+pub(crate) async fn pass_toll(bytes: u64) {
+    if let Ok(toll) = TOLL.try_with(Arc::clone) {
+        toll.pass(bytes).await;
+    }
 }
 
 /// Milliseconds since 1970: a label on records, and what the times in certificates are held

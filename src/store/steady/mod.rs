@@ -130,6 +130,7 @@ impl Steady {
     async fn tried<T: Send + 'static>(&self, task: Task, send: Sending<T>) -> Result<(T, u32)> {
         let shared = &self.shared;
         let begun = Instant::now();
+        let mut held_up = std::time::Duration::ZERO;
         let mut attempt = 1;
         loop {
             let error = match shared.hedged(task, &send).await {
@@ -146,12 +147,17 @@ impl Steady {
             let asked = Trouble::of(&error).and_then(|trouble| trouble.retry_after);
             let dice = host::random()?;
             let dice = u64::from_le_bytes(*dice.first_chunk().unwrap_or(&[0; 8]));
-            let spent = begun.elapsed();
+            let spent = begun.elapsed().saturating_sub(held_up);
             let wait = pace::delay(&shared.options, attempt, class, asked, spent, dice);
             // Who waits because the store asked for it adds no load.
             let may = class == Class::Throttled || locked(&shared.budget).spend();
             let Some(wait) = wait.filter(|_| may) else { return Err(error) };
             sleep(wait).await;
+            // A limit is one on what is sent, and not on what arrives. Nobody's patience runs out
+            // by it.
+            let stopped = Instant::now();
+            host::pass_toll(task.bytes).await;
+            held_up += stopped.elapsed();
             shared.count(1);
             attempt += 1;
         }
@@ -196,7 +202,17 @@ impl Shared {
             return answer_of(task, early);
         }
         let may = locked(&self.latencies).get_mut(&task.kind()).is_some_and(Latency::spend);
-        if !may || !locked(&self.window).enter() {
+        if !may {
+            return answer_of(task, first.await);
+        }
+        tokio::select! {
+            biased;
+            answer = &mut first => return answer_of(task, answer),
+            // What has passed one of several limits when the answer comes is not given back: there
+            // are few of these, and it errs on the side of the limit.
+            () = host::pass_toll(task.bytes) => {}
+        }
+        if !locked(&self.window).enter() {
             return answer_of(task, first.await);
         }
         self.count(3);
@@ -354,4 +370,56 @@ impl Task {
 
 fn locked<T>(mutex: &Mutex<T>) -> crate::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(all(test, feature = "testing", not(races)))]
+mod tests {
+    use std::future::Future;
+    use std::pin::Pin;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::host::Toll;
+    use crate::store::model::{Fate, Model};
+
+    #[derive(Default)]
+    struct Counted(std::sync::Mutex<Vec<u64>>);
+
+    impl Toll for Counted {
+        fn pass(&self, bytes: u64) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+            Box::pin(async move { self.0.lock().unwrap().push(bytes) })
+        }
+    }
+
+    impl Counted {
+        fn told(&self) -> Vec<u64> {
+            std::mem::take(&mut *self.0.lock().unwrap())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_sending_but_the_first_passes_the_toll_of_whoever_asked() {
+        let client = Model::new().client("");
+        let store = Steady::new(Arc::new(client.clone()), SteadyOptions::default());
+        let toll = Arc::new(Counted::default());
+        client.hook(|call| if call.number < 2 { Fate::Fails } else { Fate::Answered });
+        let bytes = Bytes::from_static(b"12345");
+        host::tolled(toll.clone(), store.put("k", bytes, &Condition::Any)).await.unwrap();
+        assert_eq!((toll.told(), store.counts().requests), (vec![5, 5], 3));
+
+        // Nobody asks for it to be charged.
+        client.fate_at(client.request_count(), Fate::Fails);
+        store.get("k", 10).await.unwrap();
+        assert_eq!((toll.told(), store.counts().retries), (vec![], 3));
+
+        // A straggler is sent a second time.
+        for _ in 0..40 {
+            store.get("k", 10).await.unwrap();
+        }
+        client.fate_at(client.request_count(), Fate::Hangs);
+        let read = host::tolled(toll.clone(), store.get("k", 10)).await.unwrap().unwrap();
+        assert_eq!((read.bytes, toll.told()), (Bytes::from_static(b"12345"), vec![10]));
+        assert_eq!(store.counts().hedges, 1);
+    }
 }
