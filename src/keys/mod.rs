@@ -29,6 +29,8 @@ pub const WRAPPED_LEN_MAX: usize = 8192;
 /// A data key is made for each copy and never leaves this process except wrapped. The key that
 /// wraps it need not leave its provider at all. A key has one id and, over time, several versions:
 /// a provider wraps under the newest, and unwraps under whichever it was.
+///
+/// A call that has not answered after 15 seconds is dropped: it counts as `Unavailable`.
 pub trait KeyProvider: fmt::Debug + Send + Sync {
     /// Wraps a data key under the newest version of that key, bound to `context`: at most
     /// [`WRAPPED_LEN_MAX`] bytes, which tell [`KeyProvider::unwrap_key`] all it needs but `key` and

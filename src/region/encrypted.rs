@@ -4,13 +4,14 @@
 use std::io::Write;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use crate::chunk::{Content, Digest, Durable, Sealed};
 use crate::cipher::{
     CELL_BYTES as CELL, ImageCipher, KeyBox, OpenReader, SALT_LEN, Salt, SealWriter, TAG_LEN, Tag,
-    context_of, decode_body, encode_body, record_len,
+    Uuid, context_of, decode_body, encode_body, record_len,
 };
 use crate::disk::File;
 use crate::error::{Error, ErrorKind, Result};
@@ -27,6 +28,8 @@ use crate::seal::is_zero;
 pub(crate) use crate::cipher::{CELL_BYTES, ChunkOpener, ChunkSealer, Header};
 
 const SALT_CONTEXT: &str = "blockferry 2026-11-26 chunk salt v1";
+/// How long a provider may take to wrap or unwrap a data key.
+const KEY_TIMEOUT: Duration = Duration::from_secs(15);
 const NO_TAG: Tag = [0; TAG_LEN];
 
 /// The records of an encrypted image, and the key that opens it. The cells lie in a file of their
@@ -121,7 +124,7 @@ impl EncryptedFile {
     pub(crate) fn sealer(&self, index: ChunkIndex) -> Result<ChunkSealer> {
         self.forget(ChunkRun::new(index, 1))?;
         let epoch = self.epoch.load(Relaxed);
-        self.cipher.seal_chunk(index, epoch, self.salt(index, epoch)?)
+        self.cipher.seal_chunk(index, epoch, draw_salt(&self.cipher.uuid(), index, epoch)?)
     }
 
     /// These chunks are about to be written anew, or made zeros.
@@ -262,7 +265,7 @@ impl EncryptedFile {
 
     pub(crate) fn write_manifest(&self, manifest: &Manifest, sink: &mut dyn Write) -> Result<()> {
         // The number of no chunk.
-        let salt = self.salt(ChunkIndex::new(u32::MAX), 0)?;
+        let salt = draw_salt(&self.cipher.uuid(), ChunkIndex::new(u32::MAX), 0)?;
         let header = Header {
             geometry: manifest.geometry(),
             job: manifest.job(),
@@ -282,29 +285,6 @@ impl EncryptedFile {
         stream.finish()
     }
 
-    /// Random bytes, mixed with what tells this write from others, the time among it: should the
-    /// host's generator repeat itself, as in a clone of a virtual machine, salts hardly do.
-    fn salt(&self, index: ChunkIndex, epoch: u32) -> Result<Salt> {
-        static DRAWN: AtomicU64 = AtomicU64::new(0);
-        let mut seed = [0; 32];
-        let (mut count, mut process, mut now) = (0, 0, 0);
-        if !sabotage::is("M19") {
-            host::fill_random(&mut seed)?;
-            now = host::unix_ms();
-        }
-        // A simulation is to be the same in every process, and every time.
-        if !sabotage::is("M19") && !host::is_simulated() {
-            (count, process) = (DRAWN.fetch_add(1, Relaxed), std::process::id());
-        }
-        let mut hasher = blake3::Hasher::new_derive_key(SALT_CONTEXT);
-        hasher.update(&seed).update(&self.cipher.uuid()).update(&epoch.to_le_bytes());
-        hasher.update(&index.get().to_le_bytes()).update(&count.to_le_bytes());
-        hasher.update(&process.to_le_bytes()).update(&now.to_le_bytes());
-        let mut salt = [0; SALT_LEN];
-        salt.copy_from_slice(&hasher.finalize().as_bytes()[..SALT_LEN]);
-        Ok(salt)
-    }
-
     fn open_record(&self, index: ChunkIndex, tag: &Tag) -> Result<ChunkOpener> {
         let (at, len) = self.place(index);
         let mut record = vec![0; len];
@@ -321,6 +301,29 @@ impl EncryptedFile {
     fn tags(&self) -> MutexGuard<'_, Vec<Tag>> {
         self.tags.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Random bytes, mixed with what tells this write from others, the time among it: should the host's
+/// generator repeat itself, as in a clone of a virtual machine, salts hardly do.
+pub(crate) fn draw_salt(uuid: &Uuid, index: ChunkIndex, epoch: u32) -> Result<Salt> {
+    static DRAWN: AtomicU64 = AtomicU64::new(0);
+    let mut seed = [0; 32];
+    let (mut count, mut process, mut now) = (0, 0, 0);
+    if !sabotage::is("M19") {
+        host::fill_random(&mut seed)?;
+        now = host::unix_ms();
+    }
+    // A simulation is to be the same in every process, and every time.
+    if !sabotage::is("M19") && !host::is_simulated() {
+        (count, process) = (DRAWN.fetch_add(1, Relaxed), std::process::id());
+    }
+    let mut hasher = blake3::Hasher::new_derive_key(SALT_CONTEXT);
+    hasher.update(&seed).update(uuid).update(&epoch.to_le_bytes());
+    hasher.update(&index.get().to_le_bytes()).update(&count.to_le_bytes());
+    hasher.update(&process.to_le_bytes()).update(&now.to_le_bytes());
+    let mut salt = [0; SALT_LEN];
+    salt.copy_from_slice(&hasher.finalize().as_bytes()[..SALT_LEN]);
+    Ok(salt)
 }
 
 /// How long the file of records is.
@@ -384,7 +387,8 @@ impl Vault {
         let cipher = ImageCipher::new(uuid, spec.geometry, data_key.clone());
         let commitment = cipher.commitment()?;
         let context = context_of(&uuid, &commitment, &spec.target.image, spec.geometry);
-        let wrapped = self.0.wrap_key(key, &data_key, &context).await?;
+        let wrapped =
+            answered("wrap a data key", self.0.wrap_key(key, &data_key, &context)).await?;
         Ok((KeyBox { uuid, commitment, key: key.clone(), wrapped }, cipher))
     }
 
@@ -396,7 +400,8 @@ impl Vault {
         geometry: Geometry,
     ) -> Result<ImageCipher> {
         let context = context_of(&key_box.uuid, &key_box.commitment, image, geometry);
-        let data_key = self.0.unwrap_key(&key_box.key, &key_box.wrapped, &context).await?;
+        let unwrapping = self.0.unwrap_key(&key_box.key, &key_box.wrapped, &context);
+        let data_key = answered("unwrap a data key", unwrapping).await?;
         let cipher = ImageCipher::new(key_box.uuid, geometry, data_key);
         cipher.check_commitment(&key_box.commitment)?;
         Ok(cipher)
@@ -412,9 +417,19 @@ impl Vault {
     ) -> Result<KeyBox> {
         let context = context_of(&key_box.uuid, &key_box.commitment, image, geometry);
         let cipher = self.open(key_box, image, geometry).await?;
-        let wrapped = self.0.wrap_key(to, cipher.data_key(), &context).await?;
+        let wrapping = self.0.wrap_key(to, cipher.data_key(), &context);
+        let wrapped = answered("wrap a data key", wrapping).await?;
         Ok(KeyBox { key: to.clone(), wrapped, ..key_box.clone() })
     }
+}
+
+/// What a provider answers in time: jobs wait for it to start, and so do those behind them.
+async fn answered<T>(what: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
+    let answer = tokio::time::timeout(KEY_TIMEOUT, call).await;
+    answer.unwrap_or_else(|_| {
+        let what = format!("{what}: who holds its key does not answer");
+        Err(Error::new(ErrorKind::Unavailable, what).retryable(true))
+    })
 }
 
 /// The header of an encrypted image's manifest; `None` when it is not encrypted.

@@ -27,19 +27,19 @@ use crate::world::{
     region, request, resumed, rolled_back, small, standing, suspended, until_read,
 };
 
-fn key(id: &str) -> KeyId {
+pub(crate) fn key(id: &str) -> KeyId {
     id.parse().unwrap()
 }
 
 /// Keys `k1` and `k2`.
-fn keys() -> Arc<MemoryKeyring> {
+pub(crate) fn keys() -> Arc<MemoryKeyring> {
     let keys = MemoryKeyring::new();
     keys.add(&key("k1")).unwrap();
     keys.add(&key("k2")).unwrap();
     Arc::new(keys)
 }
 
-fn under(id: &str) -> CopyOptions {
+pub(crate) fn under(id: &str) -> CopyOptions {
     small().with_encryption(Encryption::Key(key(id)))
 }
 
@@ -49,7 +49,7 @@ fn keyed(world: &World, name: &str, keys: &Arc<MemoryKeyring>) -> DirRegion {
 }
 
 /// An engine whose folders have keys.
-async fn engine(world: &World, keys: &Arc<MemoryKeyring>) -> Engine {
+pub(crate) async fn engine(world: &World, keys: &Arc<MemoryKeyring>) -> Engine {
     let engine = Engine::open(world.options()).await.unwrap();
     for name in ["m", "source", "target"] {
         engine.register(region(name), world.region(name)).await.unwrap();
@@ -61,7 +61,7 @@ async fn engine(world: &World, keys: &Arc<MemoryKeyring>) -> Engine {
 }
 
 /// Text that is told from anything else, no two lines alike, with zeros in between.
-fn marked(len: u64) -> Vec<u8> {
+pub(crate) fn marked(len: u64) -> Vec<u8> {
     let lines = (0..len / 32).map(|n| format!("{MARK}{n:011}\n"));
     let mut bytes = lines.collect::<String>().into_bytes();
     bytes.resize(usize::try_from(len).unwrap(), b'.');
@@ -73,10 +73,10 @@ fn marked(len: u64) -> Vec<u8> {
     bytes
 }
 
-const MARK: &str = "IT-IS-IN-CLEAR-HERE:";
+pub(crate) const MARK: &str = "IT-IS-IN-CLEAR-HERE:";
 
 /// Everything that must not be found: the text, and the digests of it.
-fn secrets(bytes: &[u8], digests: impl IntoIterator<Item = Digest>) -> Vec<Vec<u8>> {
+pub(crate) fn secrets(bytes: &[u8], digests: impl IntoIterator<Item = Digest>) -> Vec<Vec<u8>> {
     let mut secrets = vec![MARK.as_bytes().to_vec()];
     let whole = Digest::from_bytes(*blake3::hash(bytes).as_bytes());
     for digest in digests.into_iter().chain([whole]) {
@@ -107,7 +107,7 @@ fn assert_none_in(folders: &[PathBuf], secrets: &[Vec<u8>]) {
 }
 
 /// The chunk digests and the root, from a copy in clear.
-async fn digests_of(engine: &Engine, to: &str) -> Vec<Digest> {
+pub(crate) async fn digests_of(engine: &Engine, to: &str) -> Vec<Digest> {
     let opened = engine.region(&end(to).region).unwrap().open(&end(to).image).await.unwrap();
     let manifest = opened.manifest().unwrap();
     let chunks = manifest.geometry().chunks().iter().filter_map(|n| manifest.table().digest(n));
@@ -163,7 +163,7 @@ impl Place for EncryptedPlace {
 
 /// A region that encrypts whatever is staged in it.
 #[derive(Debug)]
-struct Keyed(Arc<dyn Region>);
+pub(crate) struct Keyed(pub(crate) Arc<dyn Region>);
 
 impl Keyed {
     fn spec(spec: &JobSpec) -> JobSpec {
@@ -654,6 +654,51 @@ async fn rewrap_changes_the_key_file_and_nothing_else() {
     assert_eq!(kind(refused), Some(ErrorKind::Unsupported));
     dir.remove(&image("one")).await.unwrap();
     assert!(!world.path("a/one").exists());
+}
+
+/// Somebody who holds keys, and never answers.
+#[derive(Debug)]
+struct Silent;
+
+impl KeyProvider for Silent {
+    fn wrap_key<'a>(
+        &'a self,
+        _key: &'a KeyId,
+        _data_key: &'a DataKey,
+        _context: &'a [u8],
+    ) -> KeyFuture<'a, Result<Vec<u8>>> {
+        Box::pin(std::future::pending())
+    }
+
+    fn unwrap_key<'a>(
+        &'a self,
+        _key: &'a KeyId,
+        _wrapped: &'a [u8],
+        _context: &'a [u8],
+    ) -> KeyFuture<'a, Result<DataKey>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_holds_keys_and_does_not_answer_is_not_waited_for_without_end() {
+    let (world, ring) = (World::in_memory(), keys());
+    let silent = || DirRegion::open_root(world.path("a")).unwrap().with_keys(Arc::new(Silent));
+    let engine = Engine::open(world.options()).await.unwrap();
+    engine.register(region("m"), world.region("m")).await.unwrap();
+    engine.register(region("a"), Arc::new(silent())).await.unwrap();
+    engine.register(region("b"), Arc::new(keyed(&world, "b", &ring))).await.unwrap();
+    world.m.insert(&image("raw"), marked(200 * KIB));
+    let refused = engine.copy(request("m/raw", "a/one", under("k1"))).await;
+    assert_eq!(kind(refused), Some(ErrorKind::Unavailable));
+    // Whoever waited behind it gets its turn.
+    committed(ended(&engine.copy(request("m/raw", "b/one", under("k1"))).await.unwrap()).await);
+    let other = keyed(&world, "a", &ring);
+    engine.register(region("other"), Arc::new(other)).await.unwrap();
+    committed(ended(&engine.copy(request("m/raw", "other/one", under("k1"))).await.unwrap()).await);
+    assert_eq!(kind(silent().open(&image("one")).await), Some(ErrorKind::Unavailable));
+    let rewrapped = silent().rewrap(&image("one"), &key("k2")).await;
+    assert_eq!(kind(rewrapped), Some(ErrorKind::Unavailable));
 }
 
 // ---- Tampering ----
