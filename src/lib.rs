@@ -93,7 +93,7 @@
 //! | none | the library with memory, directory, file and block-device regions |
 //! | `cli` | the `blockferry` command |
 //! | `object` | object stores, S3 and its kin: `region::ObjectRegion` and `region::PlainObjectRegion`, the module `store`; with `cli`, `blockferry probe` |
-//! | `encrypt` | encryption at rest: `keys`, `region::DirRegion::with_keys` |
+//! | `encrypt` | encryption at rest: `keys`, `region::DirRegion::with_keys`; with `object`, `region::object::ObjectRegion::with_keys` |
 //! | `peer` | copies between daemons: `region::PeerRegion`, the modules `serve`, `peer` (who may), `wire` (the chunk protocol) and `compress`; with `cli`, `blockferry serve` and `cert` |
 //! | `service` | the module `service`: images, queues, tokens and followers above the engine, for daemons |
 //! | `clouds` | the module `clouds`: the copy calls of Alibaba ECS, Baidu BCC and Huawei IMS over that; with `cli`, `blockferry api` |

@@ -18,9 +18,9 @@ const DIGEST_LEN: usize = 32;
 /// Salt and epoch, in clear.
 const HEAD_LEN: usize = SALT_LEN + 4;
 /// The message of a chunk that holds its record: cells are counted from 0, at most 1,024.
-const RECORD_NUMBER: u32 = u32::MAX;
+pub(super) const RECORD_NUMBER: u32 = u32::MAX;
 /// What each message is bound to.
-const AAD_LEN: usize = 56;
+pub(super) const AAD_LEN: usize = 56;
 
 /// How many cells a chunk of full length has.
 fn cell_count(geometry: Geometry) -> usize {
@@ -41,6 +41,48 @@ pub(crate) fn record_len(geometry: Geometry) -> usize {
     HEAD_LEN + DIGEST_LEN + cells.div_ceil(8) + TAG_LEN + cells * TAG_LEN
 }
 
+/// What all messages of one write of one chunk are bound to. They are not compressed, unless
+/// whoever writes them says so.
+pub(super) fn bound_to(
+    cipher: &ImageCipher,
+    format: u8,
+    index: ChunkIndex,
+    epoch: u32,
+) -> [u8; AAD_LEN] {
+    let geometry = cipher.geometry;
+    let mut aad = [0; AAD_LEN];
+    let mut at = 0;
+    let mut put = |bytes: &[u8]| {
+        aad[at..at + bytes.len()].copy_from_slice(bytes);
+        at += bytes.len();
+    };
+    let image_bytes = if sabotage::is("M21") { 0 } else { geometry.image_bytes() };
+    let number = if sabotage::is("M20") { 0 } else { index.get() };
+    let is_last = index.get() + 1 == geometry.chunk_count();
+    put(&[format, CODEC_NONE, geometry.chunk_size().shift(), u8::from(is_last)]);
+    put(&cipher.uuid);
+    put(&image_bytes.to_le_bytes());
+    put(&epoch.to_le_bytes());
+    put(&number.to_le_bytes());
+    put(&u32::try_from(geometry.range(index).len).unwrap_or(u32::MAX).to_le_bytes());
+    debug_assert_eq!(at, AAD_LEN - 16, "what is bound to all messages of a chunk");
+    aad
+}
+
+/// The same, of one message: with its number, its length, and whether it is the last.
+pub(super) fn of_message(
+    mut aad: [u8; AAD_LEN],
+    number: u32,
+    len: usize,
+    is_last: bool,
+) -> [u8; AAD_LEN] {
+    let at = AAD_LEN - 16;
+    aad[at..at + 4].copy_from_slice(&number.to_le_bytes());
+    aad[at + 4..at + 12].copy_from_slice(&to_u64(len).to_le_bytes());
+    aad[at + 12] = u8::from(is_last);
+    aad
+}
+
 /// Where the messages of one write of one chunk belong.
 struct Bound {
     key: MessageKey,
@@ -51,36 +93,15 @@ struct Bound {
 
 impl Bound {
     fn new(cipher: &ImageCipher, index: ChunkIndex, epoch: u32, salt: &Salt) -> Result<Self> {
-        let geometry = cipher.geometry;
         let key = cipher.message_key(salt, CHUNK_INFO)?;
-        let mut aad = [0; AAD_LEN];
-        let mut at = 0;
-        let mut put = |bytes: &[u8]| {
-            aad[at..at + bytes.len()].copy_from_slice(bytes);
-            at += bytes.len();
-        };
-        let image_bytes = if sabotage::is("M21") { 0 } else { geometry.image_bytes() };
-        let number = if sabotage::is("M20") { 0 } else { index.get() };
-        let is_last = index.get() + 1 == geometry.chunk_count();
-        put(&[FORMAT, CODEC_NONE, geometry.chunk_size().shift(), u8::from(is_last)]);
-        put(&cipher.uuid);
-        put(&image_bytes.to_le_bytes());
-        put(&epoch.to_le_bytes());
-        put(&number.to_le_bytes());
-        put(&u32::try_from(geometry.range(index).len).unwrap_or(u32::MAX).to_le_bytes());
-        debug_assert_eq!(at, AAD_LEN - 16, "what is bound to all messages of a chunk");
-        Ok(Self { key, aad, geometry, index })
+        let aad = bound_to(cipher, FORMAT, index, epoch);
+        Ok(Self { key, aad, geometry: cipher.geometry, index })
     }
 
     /// The associated data of message `number`: with its own number and length.
     fn aad(&self, number: u32, len: usize) -> [u8; AAD_LEN] {
-        let mut aad = self.aad;
-        let at = AAD_LEN - 16;
-        aad[at..at + 4].copy_from_slice(&number.to_le_bytes());
-        aad[at + 4..at + 12].copy_from_slice(&to_u64(len).to_le_bytes());
         let is_last = to_usize(u64::from(number)) + 1 == self.cells();
-        aad[at + 12] = u8::from(is_last);
-        aad
+        of_message(self.aad, number, len, is_last)
     }
 
     /// How many cells this chunk has.

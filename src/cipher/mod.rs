@@ -3,6 +3,8 @@
 
 mod chunk;
 mod key_box;
+#[cfg(feature = "object")]
+mod object;
 mod stream;
 
 use std::fmt;
@@ -19,6 +21,8 @@ use crate::keys::DataKey;
 
 pub(crate) use chunk::{ChunkOpener, ChunkSealer, record_len};
 pub(crate) use key_box::{KeyBox, context_of};
+#[cfg(feature = "object")]
+pub(crate) use object::{MARK_LEN, Mark, Packing};
 pub(crate) use stream::{Header, OpenReader, SealWriter, decode_body, encode_body};
 
 /// How much of an image one message of AES-256-GCM holds: a reader decrypts no more than it needs,
@@ -39,6 +43,10 @@ const COMMIT_INFO: &[u8] = b"blockferry/v1/commit";
 const BLIND_INFO: &[u8] = b"blockferry/v1/blind";
 const CHUNK_INFO: &[u8] = b"blockferry/v1/chunk";
 const MANIFEST_INFO: &[u8] = b"blockferry/v1/manifest";
+#[cfg(feature = "object")]
+const OBJECT_INFO: &[u8] = b"blockferry/v1/object";
+#[cfg(feature = "object")]
+const NOTE_INFO: &[u8] = b"blockferry/v1/note";
 
 /// One encrypted image: the secret, and what everything in it is bound to.
 #[derive(Clone)]

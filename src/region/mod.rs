@@ -447,8 +447,9 @@ pub(crate) fn refuse_key(spec: &JobSpec) -> Result<()> {
 
 pub(crate) fn no_keys(spec: &JobSpec) -> Error {
     let key = spec.key.as_ref().map_or("no key", KeyId::as_str);
-    Error::new(ErrorKind::Unsupported, format!("stage an image encrypted under {key}"))
-        .hint("only a directory region that was given keys encrypts images")
+    Error::new(ErrorKind::Unsupported, format!("stage an image encrypted under {key}")).hint(
+        "only regions of folders and of object stores encrypt images, if they were given keys",
+    )
 }
 
 /// An encrypted image takes nothing over from another: what lies in clear has no place in it, and

@@ -271,12 +271,34 @@ impl Context {
         let store = S3Store::open(address, &S3Options::default())?;
         let options = ObjectOptions::default();
         if !address.unfenced {
-            return ObjectRegion::open(store, options);
+            return ObjectRegion::open(store, options).map(|region| self.with_keys(region));
         }
         // However the place is spelled, the same heads decide there.
         let place = store.address("");
         let place = blake3::hash(format!("{}/{}", place.bucket, place.key).as_bytes()).to_hex();
-        ObjectRegion::unfenced(store, self.state_dir.join("heads").join(place.as_str()), options)
+        let heads = self.state_dir.join("heads").join(place.as_str());
+        ObjectRegion::unfenced(store, heads, options).map(|region| self.with_keys(region))
+    }
+
+    /// The region with the keys that were given.
+    #[cfg(all(feature = "object", feature = "encrypt"))]
+    fn with_keys(
+        &self,
+        region: blockferry::region::object::ObjectRegion,
+    ) -> blockferry::region::object::ObjectRegion {
+        match &self.keyring {
+            Some(keyring) => region.with_keys(Arc::new(keyring.clone())),
+            None => region,
+        }
+    }
+
+    /// As with the feature.
+    #[cfg(all(feature = "object", not(feature = "encrypt")))]
+    fn with_keys(
+        &self,
+        region: blockferry::region::object::ObjectRegion,
+    ) -> blockferry::region::object::ObjectRegion {
+        region
     }
 
     #[cfg(feature = "object")]

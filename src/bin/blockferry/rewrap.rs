@@ -11,6 +11,7 @@ use crate::output::Report;
 const EXAMPLES: &str = "\
 Examples:
   blockferry rewrap dir:///srv/region-a/disk-1 --keyring FILE --to images-2027
+  blockferry rewrap s3://bucket/north/disk-1 --keyring FILE --to images-2027
 
 Only the small file that holds the wrapped key is replaced, at once and durably, however large the
 image is. With --to the key it is under already, it is brought to that key's newest version.";
@@ -19,7 +20,7 @@ image is. With --to the key it is under already, it is brought to that key's new
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The image, in a directory region
+    /// The image, in a directory region or an object store
     #[arg(value_name = "IMAGE")]
     image: String,
     /// The key it is to be under from now on
@@ -33,14 +34,22 @@ pub(crate) async fn run(args: Args) -> Result<Report> {
     let to: KeyId = args.to.parse()?;
     let image = endpoint(&args.image)?;
     let context = Context::new(&args.common)?;
-    let Location::Dir { root, image } = Location::of_endpoint(&image)? else {
-        return Err(Error::new(ErrorKind::Unsupported, "give this kind of image another key")
-            .within(image.to_string())
-            .hint("only images of directory regions are encrypted"));
+    let (from, name) = match Location::of_endpoint(&image)? {
+        Location::Dir { root, image } => {
+            (context.dir_region(&root)?.rewrap(&image, &to).await?, image)
+        }
+        #[cfg(feature = "object")]
+        Location::Object { address, image } => {
+            (context.object(&address)?.rewrap(&image, &to).await?, image)
+        }
+        _ => {
+            return Err(Error::new(ErrorKind::Unsupported, "give this kind of image another key")
+                .within(image.to_string())
+                .hint("only images of directory regions and of object stores are encrypted"));
+        }
     };
-    let from = context.dir_region(&root)?.rewrap(&image, &to).await?;
     let fields = json!({
-        "image": format!("dir://{root}/{image}"), "from": from.to_string(), "to": to.to_string(),
+        "image": image.to_string(), "from": from.to_string(), "to": to.to_string(),
     });
-    Ok(Report::done(fields, vec![format!("{image} was under key {from}, and is under {to}")]))
+    Ok(Report::done(fields, vec![format!("{name} was under key {from}, and is under {to}")]))
 }

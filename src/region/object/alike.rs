@@ -16,7 +16,7 @@ use crate::region::base::in_common;
 use crate::region::{Base, BoxFuture};
 use crate::store::{Address, Store};
 
-use super::image::Epochs;
+use super::image::{Epochs, Image};
 use super::names;
 use super::register::Register;
 use super::rules::Phase;
@@ -41,6 +41,10 @@ struct Alike {
 pub(super) async fn find(stage: &Arc<Stage>) -> Option<Arc<dyn Base>> {
     let address = |name: &str| BucketAddress::parse(name).ok().filter(|address| !address.plain);
     let spec = &stage.spec;
+    // What is encrypted has a key of its own, and shares no chunk with anything.
+    if spec.key.is_some() {
+        return None;
+    }
     let from = address(spec.source.region.as_str())?;
     let to = address(spec.target.region.as_str())?;
     let ours = stage.shared.store.address("").key;
@@ -50,10 +54,10 @@ pub(super) async fn find(stage: &Arc<Stage>) -> Option<Arc<dyn Base>> {
     let (store, image) = (stage.shared.store.beside(&from.key), spec.source.image.clone());
     let held = Register::new(store.clone(), None).read(&image).await.ok()?;
     let sight = *held.sight().filter(|sight| sight.phase == Phase::Committed)?;
-    let made = made(&*store, &held).await.ok()?;
-    let table = in_common(made.manifest.table(), spec.geometry).ok()?;
+    let Image::Plain { epochs, manifest } = made(&*store, &held).await.ok()? else { return None };
+    let table = in_common(manifest.table(), spec.geometry).ok()?;
     let stage = stage.clone();
-    Some(Arc::new(Alike { stage, store, image, job: sight.job, epochs: made.epochs, table }))
+    Some(Arc::new(Alike { stage, store, image, job: sight.job, epochs, table }))
 }
 
 impl Alike {
@@ -77,7 +81,7 @@ impl Alike {
         let mut copied: Vec<_> = copied.await?.into_iter().flatten().collect();
         copied.sort_by_key(|(index, _)| *index);
         let written = copied.into_iter().map(|(index, digest)| {
-            self.stage.set(ChunkRun::new(index, 1), Some(attempt.epoch));
+            self.stage.set(index, attempt.epoch, None);
             let len = self.stage.spec.geometry.range(index).len;
             Written::data(index, digest, u32::try_from(len).unwrap_or(u32::MAX))
         });

@@ -5,10 +5,15 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::host;
 use crate::id::{ImageId, JobId};
+use crate::manifest::Manifest;
 use crate::region::{ImageInfo, Located, Source, StagedJob, Wish};
 use crate::store::{Condition, Put};
 
+use super::chunks::Parts;
+use super::encrypted::key_is_gone;
+use super::image::{Image, SealedImage};
 use super::notes::{self, Pulse};
 use super::register::Held;
 use super::rules::{Life, Phase, Sight};
@@ -111,11 +116,58 @@ impl Shared {
     }
 
     pub(super) async fn open(self: &Arc<Self>, image: &ImageId) -> Result<Arc<dyn Source>> {
-        let held = self.register.read(image).await?;
-        let visible = held.sight().filter(|sight| sight.phase == Phase::Committed).copied();
-        let Some(sight) = visible else { return Err(missing("open", image)) };
-        let made = self.made(&held).await?;
-        Ok(Arc::new(ObjectSource::new(self.clone(), image.clone(), sight, made)))
+        loop {
+            let held = self.register.read(image).await?;
+            let visible = held.sight().filter(|sight| sight.phase == Phase::Committed).copied();
+            let Some(sight) = visible else { return Err(missing("open", image)) };
+            let opened = match self.made(&held).await? {
+                Image::Plain { epochs, manifest } => Some((Parts::Plain(epochs), manifest)),
+                Image::Sealed(sealed) => self.unlock(&held, sealed).await?,
+            };
+            if let Some((parts, manifest)) = opened {
+                let source = ObjectSource::new(self.clone(), image.clone(), sight, parts, manifest);
+                return Ok(Arc::new(source));
+            }
+            // It has another key since, unless nothing has changed.
+            if self.register.read(image).await?.sight() == Some(&sight) {
+                return Err(key_is_gone("open image"));
+            }
+        }
+    }
+
+    /// Opens an encrypted image; `None`: the wrapped key that its head names is not there.
+    async fn unlock(
+        self: &Arc<Self>,
+        held: &Held,
+        sealed: SealedImage,
+    ) -> Result<Option<(Parts, Manifest)>> {
+        let what = "open image: whether it is encrypted is said in two ways";
+        let parts = held.head.as_ref().and_then(|head| {
+            let made = head.made.as_ref()?;
+            Some((head, made, made.key.as_ref()?, head.geometry()?))
+        });
+        let Some((head, made, key, geometry)) = parts else {
+            return Err(Error::new(ErrorKind::Corrupt, what));
+        };
+        let attempt = names::attempt(&head.image, head.sight.job, head.sight.epoch);
+        let Some(wrapped) = self.wrapped_key(&attempt, &key.digest).await? else {
+            return Ok(None);
+        };
+        let lock = Arc::new(self.keys.open(&wrapped, &head.image, geometry).await?);
+        let (job, opening) = (head.sight.job, lock.clone());
+        let opened = host::spawn_blocking(move || {
+            let manifest = opening.open_image(&sealed, job)?;
+            let root = opening.blind(&manifest.root())?;
+            Ok::<_, Error>((sealed.writes, manifest, root))
+        });
+        let opened = opened.await;
+        let (writes, manifest, root) =
+            opened.map_err(|error| Error::new(ErrorKind::Io, "open image").because(error))??;
+        if (root, manifest.geometry().image_bytes()) != (made.root, made.image_bytes) {
+            let what = "open image: its head speaks of another one";
+            return Err(Error::new(ErrorKind::Corrupt, what));
+        }
+        Ok(Some((Parts::Sealed(writes, lock), manifest)))
     }
 
     pub(super) async fn wish(&self, job: JobId, wish: Wish) -> Result<bool> {

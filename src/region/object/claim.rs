@@ -28,11 +28,12 @@ impl Shared {
         spec: &JobSpec,
         reopen: bool,
     ) -> Result<Arc<dyn Target>> {
-        crate::region::refuse_key(spec)?;
+        // Also for a job that is staged: the crash may have come before its key was kept.
+        let fresh = self.keys.make(spec).await?;
         let presence = self.household.enter()?;
         let mut heart = Heart::new(&spec.target.image, spec.job, presence.owner());
         match self.claim(spec, reopen, &mut heart, presence.owner()).await {
-            Ok(held) => Ok(target::own(self.clone(), spec, presence, held, heart)),
+            Ok(held) => Ok(target::own(self.clone(), spec, presence, (held, heart), fresh)),
             Err(refused) => {
                 // A claim without a clear answer may land yet: then its pulse tells of it.
                 let withdrawn = match heart.is_shown() && is_final(&refused) {

@@ -8,8 +8,10 @@ use crate::geometry::{ChunkIndex, ChunkRun, to_u64, to_usize};
 use crate::manifest::Manifest;
 use crate::region::Outcome;
 
+use super::chunks::Parts;
+use super::encrypted::ADDED_LEN;
 use super::head::Made;
-use super::image::{Epochs, Image};
+use super::image::Image;
 use super::names::{self, Named, Part};
 use super::register::{Held, Swapped, draw};
 use super::rules::{self, Decide, Phase};
@@ -27,16 +29,10 @@ impl Stage {
             return Ok(outcome);
         }
         let Some(head) = now.head.clone() else { return Err(self.fenced()) };
-        let epochs = self.epochs(manifest)?;
-        self.check_listed(manifest, &epochs).await?;
-        let bytes = Bytes::from(Image::encode(&epochs, manifest)?);
-        let made = Made {
-            manifest: Digest::from_bytes(*blake3::hash(&bytes).as_bytes()),
-            manifest_bytes: to_u64(bytes.len()),
-            root: manifest.root(),
-            image_bytes: manifest.geometry().image_bytes(),
-        };
-        self.put_manifest(head.sight.epoch, bytes).await?;
+        let parts = self.parts(manifest)?;
+        self.check_listed(manifest, &parts).await?;
+        let attempt = names::attempt(image, self.spec.job, head.sight.epoch);
+        let made = self.put_image(&attempt, &parts, manifest).await?;
         // Order: everything that the head will name is there, then the head. This is the decision.
         let next = head.moved(Phase::Committed, Some(made), draw()?);
         match self.shared.register.swap(&now, next).await? {
@@ -62,19 +58,23 @@ impl Stage {
     }
 
     /// Which attempt has written each chunk of data.
-    fn epochs(&self, manifest: &Manifest) -> Result<Epochs> {
+    fn parts(&self, manifest: &Manifest) -> Result<Parts> {
         let runs = manifest.table().runs().filter(|(_, is_zero)| !is_zero);
         let data = runs.flat_map(|(run, _)| run.iter());
         let inner = self.inner();
-        let epochs = inner.whereabouts.as_ref().and_then(|whereabouts| whereabouts.epochs(data));
-        epochs.ok_or_else(|| {
+        let lock = inner.attempt.as_ref().and_then(|attempt| attempt.lock.clone());
+        let parts = inner.whereabouts.as_ref().and_then(|whereabouts| match lock {
+            None => whereabouts.epochs(data).map(Parts::Plain),
+            Some(lock) => whereabouts.writes(data).map(|writes| Parts::Sealed(writes, lock)),
+        });
+        parts.ok_or_else(|| {
             Error::new(ErrorKind::Invalid, "commit an image of which chunks were not written")
                 .within(self.location())
         })
     }
 
     /// The store lists every chunk that the manifest names; those that it does not are asked for.
-    async fn check_listed(&self, manifest: &Manifest, epochs: &Epochs) -> Result<()> {
+    async fn check_listed(&self, manifest: &Manifest, parts: &Parts) -> Result<()> {
         let (image, job, geometry) = (&self.spec.target.image, self.spec.job, self.spec.geometry);
         let table = manifest.table();
         let mut listed = vec![false; to_usize(u64::from(geometry.chunk_count()))];
@@ -82,15 +82,17 @@ impl Stage {
         let mut walk = self.shared.walk(names::written(image, job));
         while let Some(entries) = walk.next().await? {
             for entry in entries {
-                let Named::Part { epoch, part: Part::Chunk { index, digest }, .. } =
-                    names::read(image, &entry.key)
-                else {
+                let Named::Part { epoch, part, .. } = names::read(image, &entry.key) else {
                     continue;
                 };
+                let (index, added) = match part {
+                    Part::Chunk { index, .. } => (index, 0),
+                    Part::Sealed { index, .. } => (index, ADDED_LEN),
+                    _ => continue,
+                };
                 if geometry.holds(ChunkRun::new(index, 1))
-                    && table.digest(index) == Some(digest)
-                    && epochs.of(index) == Some(epoch)
-                    && (1..=geometry.range(index).len).contains(&entry.meta.len)
+                    && parts.name(epoch, &part, manifest)
+                    && (1 + added..=geometry.range(index).len + added).contains(&entry.meta.len)
                 {
                     listed[index.slot()] = true;
                 }
@@ -98,10 +100,9 @@ impl Stage {
         }
         let named = |index: &ChunkIndex| table.digest(*index).is_some() && !listed[index.slot()];
         for (count, index) in geometry.chunks().iter().filter(named).enumerate() {
-            let (Some(digest), Some(epoch)) = (table.digest(index), epochs.of(index)) else {
-                continue;
-            };
-            let key = names::chunk(&names::attempt(image, job, epoch), index, &digest);
+            let Some(digest) = table.digest(index) else { continue };
+            let place = parts.place(|epoch| names::attempt(image, job, epoch), index, &digest)?;
+            let Some((key, _)) = place else { continue };
             if count >= UNLISTED_COUNT_MAX || self.shared.store.head(&key).await?.is_none() {
                 let offset = geometry.range(index).offset;
                 return Err(Error::new(ErrorKind::Corrupt, "commit: the store has lost a chunk")
@@ -112,19 +113,28 @@ impl Stage {
         Ok(())
     }
 
-    async fn put_manifest(&self, epoch: u32, bytes: Bytes) -> Result<()> {
-        let attempt = names::attempt(&self.spec.target.image, self.spec.job, epoch);
-        let key = names::manifest(&attempt);
-        self.put(&key, bytes.clone()).await?;
-        let read = self.shared.store.get(&key, to_u64(bytes.len())).await?;
-        if read.is_none_or(|object| object.bytes != bytes) {
-            return Err(Error::new(
-                ErrorKind::Corrupt,
-                "commit: the manifest reads back otherwise",
-            )
-            .within(format!("{}/{key}", self.shared.location())));
-        }
-        Ok(())
+    /// Puts what the head will name: the manifest, and the key that opens it.
+    async fn put_image(&self, attempt: &str, parts: &Parts, manifest: &Manifest) -> Result<Made> {
+        let (bytes, root, key) = match parts {
+            Parts::Plain(epochs) => (Image::encode(epochs, manifest)?, manifest.root(), None),
+            Parts::Sealed(writes, lock) => {
+                let key = lock.made_key();
+                // Again: without it, nothing of the image is worth anything.
+                let place = names::wrapped_key(attempt, &key.digest);
+                self.shared.put_whole(&place, lock.wrapped().clone()).await?;
+                let bytes = lock.seal_image(writes, manifest)?;
+                (bytes, lock.blind(&manifest.root())?, Some(key))
+            }
+        };
+        let bytes = Bytes::from(bytes);
+        self.shared.put_whole(&names::manifest(attempt), bytes.clone()).await?;
+        Ok(Made {
+            manifest: Digest::from_bytes(*blake3::hash(&bytes).as_bytes()),
+            manifest_bytes: to_u64(bytes.len()),
+            root,
+            image_bytes: manifest.geometry().image_bytes(),
+            key,
+        })
     }
 
     pub(super) async fn finish(&self) -> Result<()> {

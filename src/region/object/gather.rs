@@ -7,19 +7,22 @@ use crate::error::Result;
 use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_usize};
 use crate::region::Restored;
 
-use super::image::Epochs;
+use super::image::{Epochs, SALT_LEN, Salt, Writes};
 
 /// Which attempt has written each chunk, as far as one is known; in 4 bytes a chunk, untouched
-/// where nothing was written.
+/// where nothing was written. Of an encrypted image also with which salt, in 24 more.
 #[derive(Debug)]
 pub(crate) struct Whereabouts {
     epochs: Vec<u32>,
+    salts: Vec<Salt>,
 }
 
 impl Whereabouts {
-    pub(crate) fn new(geometry: Geometry) -> Self {
+    pub(crate) fn new(geometry: Geometry, encrypted: bool) -> Self {
         // Zero pages: they take no memory until they are written.
-        Self { epochs: vec![0; to_usize(u64::from(geometry.chunk_count()))] }
+        let count = to_usize(u64::from(geometry.chunk_count()));
+        let salts = vec![[0; SALT_LEN]; if encrypted { count } else { 0 }];
+        Self { epochs: vec![0; count], salts }
     }
 
     /// The attempt; `None`: the chunk is zero, or not written yet.
@@ -34,6 +37,29 @@ impl Whereabouts {
         {
             *slot = epoch.unwrap_or(0);
         }
+    }
+
+    /// The attempt that has written the chunk of an encrypted image, and the salt of that write.
+    pub(crate) fn write_of(&self, index: ChunkIndex) -> Option<(u32, Salt)> {
+        Some((self.of(index)?, *self.salts.get(index.slot())?))
+    }
+
+    /// Notes a write of a chunk of an encrypted image.
+    pub(crate) fn set_write(&mut self, index: ChunkIndex, epoch: u32, salt: Salt) {
+        self.set(index, Some(epoch));
+        if let Some(slot) = self.salts.get_mut(index.slot()) {
+            *slot = salt;
+        }
+    }
+
+    /// The same as [`Self::epochs`] for an encrypted image.
+    pub(crate) fn writes(&self, data: impl Iterator<Item = ChunkIndex>) -> Option<Writes> {
+        let mut writes = Writes::default();
+        for index in data {
+            let (epoch, salt) = self.write_of(index)?;
+            writes.push(index, epoch, salt);
+        }
+        Some(writes)
     }
 
     /// As they stand in a manifest, for the chunks of data there; `None` when one is missing.
@@ -62,11 +88,11 @@ pub(crate) struct Gathered {
 }
 
 impl Gathered {
-    pub(crate) fn new(geometry: Geometry) -> Self {
+    pub(crate) fn new(geometry: Geometry, encrypted: bool) -> Self {
         Self {
             geometry,
             restored: Restored::new(geometry),
-            whereabouts: Whereabouts::new(geometry),
+            whereabouts: Whereabouts::new(geometry, encrypted),
             heard: vec![0; to_usize(u64::from(geometry.chunk_count()))],
             doubtful: BTreeSet::new(),
         }
@@ -75,12 +101,39 @@ impl Gathered {
     /// An object that holds a chunk, `len` bytes as stored. One of an impossible length is passed
     /// over.
     pub(crate) fn chunk(&mut self, epoch: u32, index: ChunkIndex, digest: Digest, len: u64) {
+        self.found(epoch, index, digest, len, None);
+    }
+
+    /// The same of an encrypted image: `len` bytes without what encryption adds, and the salt of
+    /// the write.
+    pub(crate) fn sealed(
+        &mut self,
+        epoch: u32,
+        index: ChunkIndex,
+        digest: Digest,
+        len: u64,
+        salt: Salt,
+    ) {
+        self.found(epoch, index, digest, len, Some(salt));
+    }
+
+    fn found(
+        &mut self,
+        epoch: u32,
+        index: ChunkIndex,
+        digest: Digest,
+        len: u64,
+        salt: Option<Salt>,
+    ) {
         let run = ChunkRun::new(index, 1);
         if !self.geometry.holds(run) || len == 0 || len > self.geometry.range(index).len {
             return;
         }
         let bytes = u32::try_from(self.geometry.range(index).len).unwrap_or(u32::MAX);
-        self.says(epoch, run, Content::Data { digest, data_bytes: bytes });
+        let taken = self.says(epoch, run, Content::Data { digest, data_bytes: bytes });
+        if let (true, Some(salt)) = (taken, salt) {
+            self.whereabouts.set_write(index, epoch, salt);
+        }
     }
 
     /// A run of chunks that are on record as zeros.
@@ -90,11 +143,12 @@ impl Gathered {
         }
     }
 
-    fn says(&mut self, epoch: u32, run: ChunkRun, content: Content) {
+    /// Whether that is what is known of the chunk now.
+    fn says(&mut self, epoch: u32, run: ChunkRun, content: Content) -> bool {
         let index = run.first;
-        let Some(heard) = self.heard.get_mut(index.slot()) else { return };
+        let Some(heard) = self.heard.get_mut(index.slot()) else { return false };
         if epoch == 0 || epoch < *heard {
-            return;
+            return false;
         }
         let said = match content {
             Content::Zero => None,
@@ -103,7 +157,7 @@ impl Gathered {
         let contradicted = epoch == *heard && self.restored.table.digest(index) != Some(said);
         if contradicted {
             self.doubtful.insert(index.get());
-            return;
+            return false;
         }
         if epoch > *heard {
             self.doubtful.remove(&index.get());
@@ -111,6 +165,7 @@ impl Gathered {
         *heard = epoch;
         self.restored.table.put(run, content);
         self.whereabouts.set(index, said.map(|_| epoch));
+        true
     }
 
     /// What need not be written again, and which attempt has written it.
@@ -163,7 +218,7 @@ mod tests {
     }
 
     fn gathered(tell: impl FnOnce(&mut Gathered)) -> Vec<Option<(Option<u8>, Option<u32>)>> {
-        let mut gathered = Gathered::new(geometry());
+        let mut gathered = Gathered::new(geometry(), false);
         tell(&mut gathered);
         let (restored, whereabouts) = gathered.finish().unwrap();
         let told = |index: ChunkIndex| {
@@ -186,7 +241,7 @@ mod tests {
 
     #[test]
     fn bytes_of_data_are_counted_as_they_are_in_the_image() {
-        let mut gathered = Gathered::new(geometry());
+        let mut gathered = Gathered::new(geometry(), false);
         gathered.chunk(1, at(0), digest(5), 17);
         gathered.chunk(2, at(0), digest(5), 17);
         gathered.chunk(1, at(4), digest(6), 9);
@@ -244,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_manifest_is_told_who_wrote_what_or_that_something_is_missing() {
-        let mut whereabouts = Whereabouts::new(geometry());
+        let mut whereabouts = Whereabouts::new(geometry(), false);
         whereabouts.set(at(1), Some(2));
         whereabouts.set(at(3), Some(1));
         let epochs = whereabouts.epochs([at(1), at(3)].into_iter()).unwrap();

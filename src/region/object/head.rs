@@ -3,7 +3,8 @@
 use crate::chunk::Digest;
 use crate::codec::{Decoder, Encoder};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{ImageId, JobId};
+use crate::geometry::Geometry;
+use crate::id::{ImageId, JobId, KeyId};
 use crate::job::JobSpec;
 use crate::region::{ImageInfo, Outcome};
 
@@ -14,14 +15,14 @@ pub const HEAD_LEN_MAX: usize = 128 << 10;
 
 /// The small record of an image: who stages it, and how that was decided.
 ///
-/// As bytes, version 1, every number little-endian:
+/// As bytes, every number little-endian:
 ///
 /// | bytes | field |
 /// |---|---|
 /// | 8 | magic `BFHEAD\0\0` |
-/// | 2 | version: 1 |
+/// | 2 | version: 1; 2 where the image is encrypted, as long as something of it is left |
 /// | 1 | phase: 1 active, 2 committed, 3 aborting, 4 aborted, 5 removing, 6 removed |
-/// | 1 | 0 |
+/// | 1 | 0; 1 in version 2 |
 /// | 8 | number of the head, from 1 |
 /// | 16 | txn: random, of this write |
 /// | 16 | txn of the head before; zeros in the first |
@@ -33,6 +34,7 @@ pub const HEAD_LEN_MAX: usize = 128 << 10;
 /// | 4 + n | image id |
 /// | 0 or 4 + n | the job's spec, as in a journal's header: active, committed, aborting |
 /// | 0 or 80 | committed: manifest's BLAKE3 (32) and length (8), root (32), image size (8) |
+/// | 0 or 36 + n | committed, version 2: BLAKE3 of the wrapped key (32), id of the key around it |
 /// | 32 | checksum: BLAKE3, in derive-key mode, over everything before |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
@@ -44,26 +46,39 @@ pub struct Head {
     pub spec: Option<Box<JobSpec>>,
     /// What the image is, while it is visible.
     pub made: Option<Made>,
+    /// Whether it is encrypted: then its wrapped keys are destroyed before anything else.
+    pub encrypted: bool,
 }
 
 /// What a committed image is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Made {
     /// BLAKE3 of the bytes of its manifest.
     pub manifest: Digest,
     /// How many they are.
     pub manifest_bytes: u64,
-    /// Root of its chunk table.
+    /// Root of its chunk table; of an encrypted image, what stands for it where anybody may read.
     pub root: Digest,
     /// Its size.
     pub image_bytes: u64,
+    /// What opens an encrypted image.
+    pub key: Option<MadeKey>,
+}
+
+/// The wrapped data key of an encrypted image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MadeKey {
+    /// BLAKE3 of the object that holds it, by which it is named.
+    pub digest: Digest,
+    /// The key that wraps it.
+    pub id: KeyId,
 }
 
 impl Head {
     /// A new claim.
     pub fn claimed(sight: Sight, spec: &JobSpec) -> Self {
-        let image = spec.target.image.clone();
-        Self { sight, image, spec: Some(Box::new(spec.clone())), made: None }
+        let (image, encrypted) = (spec.target.image.clone(), spec.key.is_some());
+        Self { sight, image, spec: Some(Box::new(spec.clone())), made: None, encrypted }
     }
 
     /// The same job, a step further.
@@ -75,16 +90,36 @@ impl Head {
     /// It comes to stand elsewhere; what is not needed there any more is left out.
     #[must_use]
     pub fn moved(&self, phase: Phase, made: Option<Made>, txn: [u8; 16]) -> Self {
-        let spec = self.spec.clone().filter(|_| has_spec(phase));
+        let mut spec = self.spec.clone().filter(|_| has_spec(phase));
+        if let Some(spec) = spec.as_mut().filter(|_| self.encrypted && phase == Phase::Committed) {
+            // They are in its manifest, for those who have the key.
+            spec.attributes.clear();
+        }
         let made = made.filter(|_| phase == Phase::Committed);
-        Self { sight: self.sight.moved(phase, txn), image: self.image.clone(), spec, made }
+        let encrypted = self.encrypted && has_parts(phase);
+        let sight = self.sight.moved(phase, txn);
+        Self { sight, image: self.image.clone(), spec, made, encrypted }
+    }
+
+    /// Of a committed image: another key opens it.
+    #[must_use]
+    pub fn rewrapped(&self, key: MadeKey, txn: [u8; 16]) -> Self {
+        let made = self.made.clone().map(|made| Made { key: Some(key), ..made });
+        Self { sight: self.sight.reworded(txn), made, ..self.clone() }
+    }
+
+    /// How the image is cut, while somebody knows.
+    pub fn geometry(&self) -> Option<Geometry> {
+        self.spec.as_ref().map(|spec| spec.geometry)
     }
 
     /// What is told of a visible image.
     pub fn info(&self) -> Option<ImageInfo> {
-        let made = self.made.filter(|_| self.sight.phase == Phase::Committed)?;
+        let made = self.made.as_ref().filter(|_| self.sight.phase == Phase::Committed)?;
         let mut info = ImageInfo::new(self.image.clone(), made.image_bytes);
-        (info.root, info.job) = (Some(made.root), Some(self.sight.job));
+        info.job = Some(self.sight.job);
+        info.key = made.key.as_ref().map(|key| key.id.clone());
+        info.root = made.key.is_none().then_some(made.root);
         Some(info)
     }
 
@@ -92,7 +127,8 @@ impl Head {
     pub fn encode(&self) -> Vec<u8> {
         let sight = &self.sight;
         let mut out = Encoder::new();
-        out.raw(&MAGIC).u16(VERSION).u8(number_of(sight.phase)).u8(0);
+        let version = if self.encrypted { VERSION_ENCRYPTED } else { VERSION };
+        out.raw(&MAGIC).u16(version).u8(number_of(sight.phase)).u8(u8::from(self.encrypted));
         out.u64(sight.seq).raw(&sight.txn).raw(&sight.prev).raw(sight.job.as_bytes());
         out.u32(sight.epoch).u32(sight.base);
         out.raw(&sight.owner.process).raw(&sight.owner.claim);
@@ -110,6 +146,10 @@ impl Head {
         if let Some(made) = &self.made {
             out.raw(made.manifest.as_bytes()).u64(made.manifest_bytes);
             out.raw(made.root.as_bytes()).u64(made.image_bytes);
+            debug_assert_eq!(made.key.is_some(), self.encrypted, "what opens an encrypted image");
+            if let Some(key) = &made.key {
+                out.raw(key.digest.as_bytes()).block(key.id.as_str().as_bytes());
+            }
         }
         let mut bytes = out.finish();
         bytes.extend(blake3::derive_key(CHECKSUM_CONTEXT, &bytes));
@@ -127,9 +167,11 @@ impl Head {
         if bytes.len() > HEAD_LEN_MAX || from.array().ok() != Some(MAGIC) {
             return Err(from.corrupt("it is none").hint(FOREIGN_HINT));
         }
-        from.version(VERSION)?;
+        let encrypted =
+            bytes.get(VERSION_AT..VERSION_AT + 2) == Some(&VERSION_ENCRYPTED.to_le_bytes());
+        from.version(if encrypted { VERSION_ENCRYPTED } else { VERSION })?;
         let mut from = from.checked(bytes, CHECKSUM_CONTEXT)?;
-        let head = Self::decode_fields(&mut from)?;
+        let head = Self::decode_fields(&mut from, encrypted)?;
         from.finish()?;
         if head.image != *image {
             return Err(Error::new(
@@ -141,10 +183,10 @@ impl Head {
         Ok(head)
     }
 
-    fn decode_fields(from: &mut Decoder<'_>) -> Result<Self> {
+    fn decode_fields(from: &mut Decoder<'_>, encrypted: bool) -> Result<Self> {
         let phase = phase_of(from.u8()?).ok_or_else(|| from.corrupt("its phase is unknown"))?;
-        if from.u8()? != 0 {
-            return Err(from.corrupt("a byte that is kept free is not zero"));
+        if from.u8()? != u8::from(encrypted) || encrypted && !has_parts(phase) {
+            return Err(from.corrupt("whether it is encrypted is said in two ways"));
         }
         let (seq, txn, prev) = (from.u64()?, from.array()?, from.array()?);
         let job = JobId::from_bytes(from.array()?);
@@ -169,18 +211,29 @@ impl Head {
             true => Some(Box::new(decode_spec(from, job, &image)?)),
             false => None,
         };
+        if spec.as_ref().is_some_and(|spec| spec.key.is_some() != encrypted) {
+            return Err(from.corrupt("whether it is encrypted is said in two ways"));
+        }
         let made = match phase {
             Phase::Committed => Some(Made {
                 manifest: Digest::from_bytes(from.array()?),
                 manifest_bytes: from.u64()?,
                 root: Digest::from_bytes(from.array()?),
                 image_bytes: from.u64()?,
+                key: encrypted.then(|| decode_key(from)).transpose()?,
             }),
             _ => None,
         };
         let sight = Sight { seq, txn, prev, job, owner, epoch, base, phase, past };
-        Ok(Self { sight, image, spec, made })
+        Ok(Self { sight, image, spec, made, encrypted })
     }
+}
+
+fn decode_key(from: &mut Decoder<'_>) -> Result<MadeKey> {
+    let digest = Digest::from_bytes(from.array()?);
+    let id = from.text(KeyId::LEN_MAX)?.parse();
+    let id = id.map_err(|error| from.corrupt("a key id is malformed").because(error))?;
+    Ok(MadeKey { digest, id })
 }
 
 fn decode_spec(from: &mut Decoder<'_>, job: JobId, image: &ImageId) -> Result<JobSpec> {
@@ -196,6 +249,11 @@ fn decode_spec(from: &mut Decoder<'_>, job: JobId, image: &ImageId) -> Result<Jo
 /// Whether somebody may still want to know what the job was to do.
 fn has_spec(phase: Phase) -> bool {
     matches!(phase, Phase::Active | Phase::Committed | Phase::Aborting)
+}
+
+/// Whether something may be left of what the job has written.
+fn has_parts(phase: Phase) -> bool {
+    !matches!(phase, Phase::Aborted | Phase::Removed)
 }
 
 const PHASES: [Phase; 6] = [
@@ -217,7 +275,10 @@ fn phase_of(number: u8) -> Option<Phase> {
 }
 
 const MAGIC: [u8; 8] = *b"BFHEAD\0\0";
+/// Where the version stands.
+const VERSION_AT: usize = 8;
 const VERSION: u16 = 1;
+const VERSION_ENCRYPTED: u16 = 2;
 const CHECKSUM_CONTEXT: &str = "blockferry 2026-11-26 image head v1";
 const FOREIGN_HINT: &str = "something else put an object there; nothing was changed";
 
@@ -246,12 +307,25 @@ mod tests {
             manifest_bytes: 1234,
             root: Digest::from_bytes([0xbb; 32]),
             image_bytes: 1 << 30,
+            key: None,
         }
     }
 
     fn every_phase() -> Vec<Head> {
-        let active = active();
-        let committed = active.moved(Phase::Committed, Some(made()), [2; 16]);
+        every_phase_of(active(), made())
+    }
+
+    /// The same of an encrypted image.
+    fn every_encrypted_phase() -> Vec<Head> {
+        let mut spec = sample_spec();
+        spec.key = Some("k-1".parse().unwrap());
+        let key = MadeKey { digest: Digest::from_bytes([0xcc; 32]), id: "k-1".parse().unwrap() };
+        let active = Head::claimed(active().sight, &spec);
+        every_phase_of(active, Made { key: Some(key), ..made() })
+    }
+
+    fn every_phase_of(active: Head, made: Made) -> Vec<Head> {
+        let committed = active.moved(Phase::Committed, Some(made), [2; 16]);
         let aborting = active.moved(Phase::Aborting, None, [2; 16]);
         let removing = committed.moved(Phase::Removing, None, [3; 16]);
         vec![
@@ -267,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_head_comes_back_as_it_went_in() {
-        for head in every_phase() {
+        for head in every_phase().into_iter().chain(every_encrypted_phase()) {
             let bytes = head.encode();
             assert!(bytes.len() <= HEAD_LEN_MAX);
             assert_eq!(Head::decode(&head.image, &bytes).unwrap(), head);
@@ -282,6 +356,40 @@ mod tests {
         }
         assert!(heads[4].info().is_some_and(|info| info.image_bytes == 1 << 30));
         assert!(heads.iter().filter(|head| head.info().is_some()).count() == 1);
+    }
+
+    #[test]
+    fn the_head_of_an_encrypted_image_says_so_as_long_as_something_of_it_is_left() {
+        let heads = every_encrypted_phase();
+        let versions: Vec<u8> = heads.iter().map(|head| head.encode()[VERSION_AT]).collect();
+        assert_eq!(versions, [1, 1, 2, 2, 2, 2, 2]);
+        let [.., committed, _, active] = &heads[..] else { panic!() };
+        let info = committed.info().unwrap();
+        assert_eq!((info.root, info.key.unwrap().as_str()), (None, "k-1"));
+        assert!(!active.spec.as_ref().unwrap().attributes.is_empty());
+        assert!(committed.spec.as_ref().unwrap().attributes.is_empty(), "they are not for all");
+        let key = MadeKey { digest: Digest::from_bytes([1; 32]), id: "k-2".parse().unwrap() };
+        let again = committed.rewrapped(key.clone(), [7; 16]);
+        assert_eq!(again.made.as_ref().unwrap().key, Some(key));
+        assert_eq!((again.sight.phase, again.sight.prev), (Phase::Committed, committed.sight.txn));
+        assert_eq!(Head::decode(&again.image, &again.encode()).unwrap(), again);
+        // What one part of it says the other must not deny.
+        let mended = |mut bytes: Vec<u8>, at: usize, to: u8| {
+            let len = bytes.len() - 32;
+            bytes[at] = to;
+            bytes.truncate(len);
+            let sum = blake3::derive_key(CHECKSUM_CONTEXT, &bytes);
+            bytes.extend(sum);
+            Head::decode(&active.image, &bytes).unwrap_err().kind()
+        };
+        for (head, at, to) in [
+            (active, VERSION_AT, 1),
+            (active, 11, 0),
+            (&heads[0], 11, 1),
+            (&heads[0], VERSION_AT, 2),
+        ] {
+            assert_eq!(mended(head.encode(), at, to), ErrorKind::Corrupt, "byte {at} to {to}");
+        }
     }
 
     #[test]
@@ -331,7 +439,7 @@ mod tests {
         assert!(told(b"<html>").contains("something else put an object there"));
         assert!(told(&vec![b'x'; HEAD_LEN_MAX + 1]).contains("it is none"));
         let mut later = head.encode();
-        later[8] = 2;
+        later[8] = 3;
         assert!(told(&later).contains("upgrade this one"));
         let other = Head::decode(&"other".parse().unwrap(), &head.encode()).unwrap_err();
         assert!(other.to_string().contains("it belongs to"), "{other}");

@@ -8,12 +8,16 @@
 
 mod alike;
 mod answers;
+mod chunks;
 mod claim;
 mod decide;
+#[cfg_attr(not(feature = "encrypt"), path = "unencrypted.rs")]
+mod encrypted;
 pub(crate) mod gather;
 pub mod head;
 mod household;
-mod image;
+pub(crate) mod image;
+mod keep;
 mod local_heads;
 pub(crate) mod names;
 pub(crate) mod notes;
@@ -40,6 +44,7 @@ use crate::region::{
 };
 use crate::store::{Fencing, Store};
 
+use encrypted::Keys;
 use household::Household;
 use local_heads::LocalHeads;
 use pulse::Watch;
@@ -72,15 +77,17 @@ pub struct ObjectRegion {
 }
 
 /// What a region, its sources and its targets share.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Shared {
     store: Arc<dyn Store>,
-    register: Register,
+    register: Arc<Register>,
     household: Arc<Household>,
-    watch: Watch,
+    watch: Arc<Watch>,
     options: ObjectOptions,
     /// Idle ones; they keep libzstd's tables from chunk to chunk.
-    packers: Mutex<Vec<Packer>>,
+    packers: Arc<Mutex<Vec<Packer>>>,
+    /// Without any, images are neither encrypted nor read where they are.
+    keys: Keys,
 }
 
 impl ObjectRegion {
@@ -146,8 +153,9 @@ impl ObjectRegion {
         options: ObjectOptions,
         household: Arc<Household>,
     ) -> Self {
-        let (watch, packers) = Default::default();
-        let shared = Shared { store, register, household, watch, options, packers };
+        let (watch, packers, keys) = Default::default();
+        let register = Arc::new(register);
+        let shared = Shared { store, register, household, watch, options, packers, keys };
         Self { shared: Arc::new(shared) }
     }
 
@@ -208,7 +216,8 @@ impl Region for ObjectRegion {
 
     fn capabilities(&self) -> Capabilities {
         // What the store has acknowledged is on record: its listing says so.
-        Capabilities { checkpoints_itself: true, ..Capabilities::staged() }
+        let encrypts = self.shared.keys.are_here();
+        Capabilities { checkpoints_itself: true, encrypts, ..Capabilities::staged() }
     }
 
     fn open<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<Arc<dyn Source>>> {

@@ -4,6 +4,8 @@
 //! images/<image>/head                              who stages it, how that was decided
 //! images/<image>/head.<seq>                        the same, where heads are numbered
 //! images/<image>/<job>.<epoch>/<index>-<digest>    one chunk, sealed
+//! images/<image>/<job>.<epoch>/<index>-<mark>      one chunk of an encrypted image
+//! images/<image>/<job>.<epoch>/key-<digest>        the wrapped key of an encrypted image
 //! images/<image>/<job>.<epoch>/zeros.<n>           runs of chunks that hold only zeros
 //! images/<image>/<job>.<epoch>/manifest            what the image is, where its chunks are
 //! jobs/<job>/pulse                                 which image, sign of life, progress
@@ -11,12 +13,19 @@
 //! way                                              which way heads are kept, once and for good
 //! ```
 //!
-//! `<seq>` has 16 hexadecimal digits, `<epoch>`, `<index>` and `<n>` have 8, `<digest>` has 64.
+//! `<seq>` has 16 hexadecimal digits, `<epoch>`, `<index>` and `<n>` have 8, `<digest>` has 64,
+//! `<mark>` has 144.
 
 use crate::chunk::Digest;
 use crate::geometry::ChunkIndex;
 use crate::id::{ImageId, JobId};
 use crate::sabotage;
+
+/// What stands for a chunk's digest in the name of an encrypted one.
+pub(crate) type Mark = [u8; 72];
+
+/// The most bytes of a wrapped key.
+pub(crate) const WRAPPED_KEY_LEN_MAX: u64 = 16 << 10;
 
 /// Where the images are.
 pub(crate) const IMAGES: &str = "images/";
@@ -52,6 +61,28 @@ pub(crate) fn attempt(image: &ImageId, job: JobId, epoch: u32) -> String {
 /// A chunk.
 pub(crate) fn chunk(attempt: &str, index: ChunkIndex, digest: &Digest) -> String {
     format!("{}{digest}", chunk_at(attempt, index))
+}
+
+/// A chunk of an encrypted image.
+pub(crate) fn sealed_chunk(attempt: &str, index: ChunkIndex, mark: &Mark) -> String {
+    let mut key = chunk_at(attempt, index);
+    mark.iter().for_each(|byte| key.push_str(&format!("{byte:02x}")));
+    key
+}
+
+/// The wrapped key of an encrypted image, whose bytes have that BLAKE3.
+pub(crate) fn wrapped_key(attempt: &str, digest: &Digest) -> String {
+    format!("{}{digest}", wrapped_keys(attempt))
+}
+
+/// By what a wrapped key is named.
+pub(crate) fn digest_of(wrapped: &[u8]) -> Digest {
+    Digest::from_bytes(*blake3::hash(wrapped).as_bytes())
+}
+
+/// What the keys of wrapped keys begin with.
+pub(crate) fn wrapped_keys(attempt: &str) -> String {
+    format!("{attempt}key-")
 }
 
 /// What the keys of a chunk begin with, whatever its digest.
@@ -109,7 +140,17 @@ pub(crate) enum Named {
 /// Something that an attempt has written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
-    Chunk { index: ChunkIndex, digest: Digest },
+    Chunk {
+        index: ChunkIndex,
+        digest: Digest,
+    },
+    /// A chunk of an encrypted image.
+    Sealed {
+        index: ChunkIndex,
+        mark: Mark,
+    },
+    /// A wrapped key, by the digest of its bytes.
+    Key(Digest),
     Zeros(u32),
     Manifest,
     Foreign,
@@ -143,21 +184,28 @@ fn read_part(name: &str) -> Part {
     if let Some(n) = name.strip_prefix("zeros.") {
         return hex32(n).map_or(Part::Foreign, Part::Zeros);
     }
-    let chunk = name.split_once('-').and_then(|(index, digest)| {
-        Some(Part::Chunk { index: ChunkIndex::new(hex32(index)?), digest: read_digest(digest)? })
+    if let Some(digest) = name.strip_prefix("key-") {
+        return read_bytes(digest).map(Digest::from_bytes).map_or(Part::Foreign, Part::Key);
+    }
+    let chunk = name.split_once('-').and_then(|(index, name)| {
+        let index = ChunkIndex::new(hex32(index)?);
+        let digest = read_bytes(name).map(Digest::from_bytes);
+        let plain = digest.map(|digest| Part::Chunk { index, digest });
+        plain.or_else(|| read_bytes(name).map(|mark| Part::Sealed { index, mark }))
     });
     chunk.unwrap_or(Part::Foreign)
 }
 
-fn read_digest(text: &str) -> Option<Digest> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 {
+/// Bytes of exactly that number, two digits each.
+fn read_bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    if text.len() != 2 * N {
         return None;
     }
     for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
         *byte = u8::try_from(hex(std::str::from_utf8(pair).ok()?, 2)?).ok()?;
     }
-    Some(Digest::from_bytes(bytes))
+    Some(bytes)
 }
 
 fn hex32(text: &str) -> Option<u32> {
@@ -198,6 +246,8 @@ mod tests {
             (head(&id()), Named::Head(None)),
             (numbered_head(&id(), 0x1f), Named::Head(Some(0x1f))),
             (chunk(&attempt, index, &digest), part(Part::Chunk { index, digest })),
+            (sealed_chunk(&attempt, index, &[7; 72]), part(Part::Sealed { index, mark: [7; 72] })),
+            (wrapped_key(&attempt, &digest), part(Part::Key(digest))),
             (zeros(&attempt, 3), part(Part::Zeros(3))),
             (manifest(&attempt), part(Part::Manifest)),
         ];
@@ -229,7 +279,19 @@ mod tests {
         ] {
             assert_eq!(read(&id(), &format!("images/m-1/{name}")), Named::Foreign, "{name}");
         }
-        for part in ["", "x", "zeros.1", "00000001-", "0000001-00", "manifest/x", "manifest2"] {
+        let key = format!("key-{}", "5C".repeat(32));
+        for part in [
+            "",
+            "x",
+            "zeros.1",
+            "00000001-",
+            "0000001-00",
+            "manifest/x",
+            "manifest2",
+            "key-",
+            "key-00",
+            &key,
+        ] {
             let key = format!("images/m-1/{job}.00000007/{part}");
             let foreign = Named::Part { job: JOB, epoch: 7, part: Part::Foreign };
             assert_eq!(read(&id(), &key), foreign, "{part}");

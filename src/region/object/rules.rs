@@ -15,6 +15,9 @@
 //!      └────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
+//! The head of a committed image is also swapped when its data key is wrapped anew: for itself, with
+//! another key named.
+//!
 //! A head is never deleted: `Aborted` and `Removed` are tombstones, and as good as nothing for the
 //! next claim. Epochs count attempts at the *image*, over all jobs, so that no key of a chunk is
 //! ever used a second time: a late write or delete of an attempt that was fenced hits nobody else.
@@ -111,6 +114,12 @@ impl Sight {
     pub fn moved(&self, phase: Phase, txn: Txn) -> Self {
         debug_assert!(self.phase.may_become(phase), "{:?} becomes {phase:?}", self.phase);
         Self { phase, ..self.followed(txn) }
+    }
+
+    /// Only what is said of the image is another: the key that wraps its data key.
+    #[must_use]
+    pub fn reworded(&self, txn: Txn) -> Self {
+        self.followed(txn)
     }
 
     fn followed(&self, txn: Txn) -> Self {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::chunk::Digest;
-use crate::compress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, ChunkIndex, Geometry, to_u64, to_usize};
 use crate::host;
@@ -15,10 +14,9 @@ use crate::manifest::Manifest;
 use crate::plan::{Extent, ExtentKind};
 use crate::region::{BoxFuture, LocalFile, Source};
 use crate::seal::digest_of;
-use crate::store::Store;
 
 use super::Shared;
-use super::image::Image;
+use super::chunks::{Parts, read_chunk};
 use super::names;
 use super::rules::{Phase, Sight};
 
@@ -30,7 +28,7 @@ pub(super) struct ObjectSource {
     shared: Arc<Shared>,
     image: ImageId,
     sight: Sight,
-    epochs: super::image::Epochs,
+    parts: Parts,
     manifest: Arc<Manifest>,
     /// The chunk that was read last, when only a part of it was asked for: the next read is likely
     /// to want the rest.
@@ -38,10 +36,15 @@ pub(super) struct ObjectSource {
 }
 
 impl ObjectSource {
-    pub(super) fn new(shared: Arc<Shared>, image: ImageId, sight: Sight, made: Image) -> Self {
-        let Image { epochs, manifest } = made;
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        image: ImageId,
+        sight: Sight,
+        parts: Parts,
+        manifest: Manifest,
+    ) -> Self {
         let manifest = Arc::new(manifest);
-        Self { shared, image, sight, epochs, manifest, last: tokio::sync::Mutex::default() }
+        Self { shared, image, sight, parts, manifest, last: tokio::sync::Mutex::default() }
     }
 
     fn geometry(&self) -> Geometry {
@@ -53,12 +56,12 @@ impl ObjectSource {
         let Some(digest) = self.manifest.table().digest(index) else { return Ok(None) };
         let offset = self.geometry().range(index).offset;
         let told = |error: Error| error.at(self.location(), offset);
-        let epoch = self.epochs.of(index).ok_or_else(|| {
+        let attempt = |epoch| names::attempt(&self.image, self.sight.job, epoch);
+        let place = self.parts.place(attempt, index, &digest).map_err(told)?;
+        let (key, cover) = place.ok_or_else(|| {
             told(Error::new(ErrorKind::Corrupt, "read chunk: its manifest names no attempt"))
         })?;
-        let attempt = names::attempt(&self.image, self.sight.job, epoch);
-        let key = names::chunk(&attempt, index, &digest);
-        let read = read_chunk(&*self.shared.store, &key, self.geometry(), index).await;
+        let read = read_chunk(&*self.shared.store, &key, self.geometry(), index, cover).await;
         let bytes = read.map_err(told)?.ok_or_else(|| {
             told(Error::new(ErrorKind::Corrupt, "read chunk: the store has lost it"))
         })?;
@@ -101,28 +104,6 @@ impl ObjectSource {
     }
 }
 
-/// A chunk as it is stored: raw where it has its whole length, else one zstd frame; `None` where
-/// there is none. Its digest is not looked at.
-pub(super) async fn read_chunk(
-    store: &dyn Store,
-    key: &str,
-    geometry: Geometry,
-    index: ChunkIndex,
-) -> Result<Option<Bytes>> {
-    let len = geometry.range(index).len;
-    let Some(object) = store.get(key, len).await? else { return Ok(None) };
-    if to_u64(object.bytes.len()) == len {
-        return Ok(Some(object.bytes));
-    }
-    let unpacked = host::spawn_blocking(move || {
-        let mut chunk = vec![0; to_usize(len)];
-        compress::unpack(&object.bytes, &mut chunk).map(|()| Bytes::from(chunk))
-    });
-    let unpacked =
-        unpacked.await.map_err(|error| Error::new(ErrorKind::Io, "unpack chunk").because(error))?;
-    unpacked.map(Some)
-}
-
 async fn check(
     geometry: Geometry,
     index: ChunkIndex,
@@ -158,19 +139,19 @@ impl Source for ObjectSource {
                 return Err(Error::new(ErrorKind::SourceChanged, "look at the image: it is gone")
                     .within(self.location()));
             };
-            let root = match same {
-                true => self.manifest.root(),
-                false => held
-                    .head
-                    .as_ref()
-                    .and_then(|head| head.made)
-                    .map_or_else(|| self.manifest.root(), |made| made.root),
+            let made = held.head.as_ref().and_then(|head| head.made.as_ref());
+            let print = Fingerprint::new().with("size", self.size_bytes()).with("job", now.job);
+            if let Parts::Sealed(_, lock) = &self.parts {
+                let ours = || lock.blind(&self.manifest.root());
+                let root = made.map_or_else(ours, |made| Ok(made.root))?;
+                // Not the number of the head: another key is not another image.
+                return Ok(print.with("root", root).with("epoch", now.epoch).with_encrypted());
+            }
+            let root = match made.filter(|_| !same) {
+                None => self.manifest.root(),
+                Some(made) => made.root,
             };
-            Ok(Fingerprint::new()
-                .with("size", self.size_bytes())
-                .with("root", root)
-                .with("job", now.job)
-                .with("head", now.seq))
+            Ok(print.with("root", root).with("head", now.seq))
         })
     }
 
@@ -196,7 +177,10 @@ impl Source for ObjectSource {
     }
 
     fn key(&self) -> Option<KeyId> {
-        None
+        match &self.parts {
+            Parts::Plain(_) => None,
+            Parts::Sealed(_, lock) => Some(lock.key().clone()),
+        }
     }
 
     fn read_at(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes>> {

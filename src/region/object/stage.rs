@@ -9,25 +9,22 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::chunk::{Content, Durable, Sealed, Written};
-use crate::compress::Packer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, ChunkIndex, ChunkRun, to_usize};
-use crate::host;
 use crate::job::{JobSpec, JobState, Progress};
 use crate::region::{Outcome, Restored, Wishes};
-use crate::store::{Condition, Put};
 
 use super::Shared;
+use super::chunks::{Cover, read_chunk};
+use super::encrypted::{ADDED_LEN, Lock};
 use super::gather::{Gathered, Whereabouts};
-use super::names::{self, Named, Part};
+use super::image::{SALT_LEN, Salt};
+use super::names::{self, Mark, Named, Part};
 use super::notes::{self, NOTE_LEN_MAX, ZEROS_LEN_MAX};
 use super::pulse::Heart;
 use super::register::{Held, Swapped, draw};
 use super::rules::{self, Decide, Owner};
-use super::source::read_chunk;
 
-/// How hard chunks are packed: the level that is worth a network.
-const PACK_LEVEL: i32 = 1;
 /// How many looks and signs of life in a row are made at once; then one each beat.
 const BURST: u32 = 8;
 
@@ -41,6 +38,8 @@ pub(super) struct Stage {
     pub(super) held: tokio::sync::Mutex<Held>,
     heart: tokio::sync::Mutex<Heart>,
     inner: Mutex<Inner>,
+    /// A new data key, for an image that is to be encrypted and has none yet.
+    pub(super) fresh: Option<Arc<Lock>>,
     /// The target is dropped, or needs no sign of life any more.
     ended: CancellationToken,
 }
@@ -48,7 +47,7 @@ pub(super) struct Stage {
 #[derive(Debug)]
 pub(super) struct Inner {
     standing: Standing,
-    attempt: Option<Attempt>,
+    pub(super) attempt: Option<Attempt>,
     pub(super) whereabouts: Option<Whereabouts>,
     wishes: Wishes,
     budget: Budget,
@@ -60,6 +59,8 @@ pub(super) struct Attempt {
     pub(super) epoch: u32,
     pub(super) prefix: String,
     zeros: u32,
+    /// What encrypts its chunks, if the image is encrypted.
+    pub(super) lock: Option<Arc<Lock>>,
 }
 
 /// Where this owner stands, as far as it has heard.
@@ -97,8 +98,8 @@ impl Stage {
         shared: Arc<Shared>,
         spec: &JobSpec,
         owner: Owner,
-        held: Held,
-        heart: Heart,
+        (held, heart): (Held, Heart),
+        fresh: Option<Lock>,
     ) -> Self {
         let inner = Inner {
             standing: Standing::Owns,
@@ -115,6 +116,7 @@ impl Stage {
             held: tokio::sync::Mutex::new(held),
             heart: tokio::sync::Mutex::new(heart),
             inner: Mutex::new(inner),
+            fresh: fresh.map(Arc::new),
             ended: CancellationToken::new(),
         }
     }
@@ -237,18 +239,31 @@ impl Stage {
             }
         }
         let Some(sight) = held.sight().copied() else { return Err(self.fenced()) };
-        let (restored, whereabouts) = self.gather(sight.base, sight.epoch).await?;
+        let lock = self.lock(sight.base, sight.epoch).await?;
+        let gathered = self.gather(sight.base, sight.epoch, lock.as_deref()).await?;
+        let (restored, whereabouts) = gathered;
         let prefix = names::attempt(&self.spec.target.image, self.spec.job, sight.epoch);
+        if let Some(lock) = &lock {
+            // Order: the wrapped key, then what it opens.
+            let key = names::wrapped_key(&prefix, &lock.made_key().digest);
+            self.put(&key, lock.wrapped().clone()).await?;
+        }
         let mut inner = self.inner();
-        inner.attempt = Some(Attempt { epoch: sight.epoch, prefix, zeros: 0 });
+        inner.attempt = Some(Attempt { epoch: sight.epoch, prefix, zeros: 0, lock });
         inner.whereabouts = Some(whereabouts);
         Ok(restored)
     }
 
-    /// What earlier attempts of this job have made durable.
-    async fn gather(&self, base: u32, before: u32) -> Result<(Restored, Whereabouts)> {
+    /// What earlier attempts of this job have made durable. Of an encrypted image nothing counts
+    /// that its key has not made for that very place.
+    async fn gather(
+        &self,
+        base: u32,
+        before: u32,
+        lock: Option<&Lock>,
+    ) -> Result<(Restored, Whereabouts)> {
         let (image, job) = (&self.spec.target.image, self.spec.job);
-        let mut gathered = Gathered::new(self.spec.geometry);
+        let mut gathered = Gathered::new(self.spec.geometry, lock.is_some());
         let mut zeros = Vec::new();
         let mut walk = self.shared.walk(names::written(image, job));
         while let Some(entries) = walk.next().await? {
@@ -256,30 +271,52 @@ impl Stage {
                 match names::read(image, &entry.key) {
                     Named::Part { epoch, part, .. } if base < epoch && epoch < before => match part
                     {
-                        Part::Chunk { index, digest } => {
+                        Part::Chunk { index, digest } if lock.is_none() => {
                             gathered.chunk(epoch, index, digest, entry.meta.len);
                         }
-                        Part::Zeros(_) => zeros.push((epoch, entry.key)),
-                        Part::Manifest | Part::Foreign => {}
+                        Part::Sealed { index, mark } => {
+                            let read = lock.and_then(|lock| lock.read_mark(index, epoch, &mark));
+                            let Some(digest) = read else { continue };
+                            let len = entry.meta.len.saturating_sub(ADDED_LEN);
+                            gathered.sealed(epoch, index, digest, len, salt_of(&mark));
+                        }
+                        Part::Zeros(number) => zeros.push((epoch, number, entry.key)),
+                        _ => {}
                     },
                     _ => {}
                 }
             }
         }
-        for (epoch, key) in zeros {
+        for (epoch, number, key) in zeros {
             let told = |error: Error| error.within(format!("{}/{key}", self.shared.location()));
             let object = self.shared.store.get(&key, ZEROS_LEN_MAX).await.map_err(told)?;
             let Some(object) = object else { continue };
-            for run in notes::decode_zeros(self.spec.geometry, &object.bytes).map_err(told)? {
+            let read = match lock.map(|lock| lock.open_note(epoch, number, &object.bytes)) {
+                None => notes::decode_zeros(self.spec.geometry, &object.bytes).map_err(told)?,
+                Some(Ok(text)) => notes::decode_zeros(self.spec.geometry, &text).map_err(told)?,
+                // Somebody else's: what it says is looked at again.
+                Some(Err(_)) => continue,
+            };
+            for run in read {
                 gathered.zeros(epoch, run);
             }
         }
         gathered.finish()
     }
 
-    pub(super) fn set(&self, run: ChunkRun, epoch: Option<u32>) {
+    /// These chunks are zero: what was written of them is theirs no more.
+    pub(super) fn forget(&self, run: ChunkRun) {
         if let Some(whereabouts) = &mut self.inner().whereabouts {
-            run.iter().for_each(|index| whereabouts.set(index, epoch));
+            run.iter().for_each(|index| whereabouts.set(index, None));
+        }
+    }
+
+    /// That attempt has written the chunk; with that salt, if it is encrypted.
+    pub(super) fn set(&self, index: ChunkIndex, epoch: u32, salt: Option<Salt>) {
+        match (&mut self.inner().whereabouts, salt) {
+            (Some(whereabouts), Some(salt)) => whereabouts.set_write(index, epoch, salt),
+            (Some(whereabouts), None) => whereabouts.set(index, Some(epoch)),
+            (None, _) => {}
         }
     }
 
@@ -287,25 +324,23 @@ impl Stage {
         self.inner().whereabouts.as_ref()?.of(index)
     }
 
+    fn write_of(&self, index: ChunkIndex) -> Option<(u32, Salt)> {
+        self.inner().whereabouts.as_ref()?.write_of(index)
+    }
+
     pub(super) async fn write(&self, chunk: Sealed) -> Result<Written> {
         let Some(attempt) = self.attempt()? else { return Ok(chunk.written()) };
-        let key = names::chunk(&attempt.prefix, chunk.index(), &chunk.digest());
-        let bytes = self.shared.packed(chunk.data()).await?;
+        let place = (attempt.prefix.as_str(), attempt.epoch);
+        let stored = self.shared.stored(place, attempt.lock.as_ref(), &chunk).await?;
         let offset = chunk.range().offset;
-        self.put(&key, bytes).await.map_err(|error| error.at(self.location(), offset))?;
-        self.set(ChunkRun::new(chunk.index(), 1), Some(attempt.epoch));
+        let put = self.put(&stored.key, stored.bytes).await;
+        put.map_err(|error| error.at(self.location(), offset))?;
+        self.set(chunk.index(), attempt.epoch, stored.salt);
         Ok(chunk.written())
     }
 
     pub(super) async fn put(&self, key: &str, bytes: Bytes) -> Result<()> {
-        match self.shared.store.put(key, bytes, &Condition::Any).await? {
-            Put::Done(_) => Ok(()),
-            Put::Unknown(error) => Err(error),
-            Put::Refused => {
-                Err(Error::new(ErrorKind::Unsupported, "write an object without a condition")
-                    .within(self.location()))
-            }
-        }
+        self.shared.put(key, bytes).await.map_err(|error| error.within(self.location()))
     }
 
     pub(super) async fn checkpoint(&self, chunks: &[Durable]) -> Result<()> {
@@ -317,6 +352,10 @@ impl Stage {
             if let Some(attempt) = &mut self.inner().attempt {
                 attempt.zeros += 1;
             }
+            let record = match &attempt.lock {
+                None => record,
+                Some(lock) => lock.seal_note(attempt.epoch, attempt.zeros, &record)?,
+            };
             self.put(&names::zeros(&attempt.prefix, attempt.zeros), record.into()).await?;
         }
         self.attempt().map(|_| ())
@@ -353,9 +392,23 @@ impl Stage {
         let attempt = names::attempt(image, self.spec.job, epoch);
         let prefix = names::chunk_at(&attempt, index);
         let page = self.shared.store.list(&prefix, None, 16).await?;
-        let latest = page.entries.into_iter().max_by_key(|entry| entry.meta.modified_ms);
-        let Some(latest) = latest else { return Ok(Bytes::new()) };
-        match read_chunk(&*self.shared.store, &latest.key, self.spec.geometry, index).await {
+        let lock = self.inner().attempt.as_ref().and_then(|attempt| attempt.lock.clone());
+        let salt = self.write_of(index).map(|(_, salt)| salt);
+        let ours = page.entries.into_iter().filter_map(|entry| {
+            match (names::read(image, &entry.key), &lock) {
+                (Named::Part { part: Part::Chunk { .. }, .. }, None) => Some((entry, None)),
+                (Named::Part { part: Part::Sealed { mark, .. }, .. }, Some(lock))
+                    if salt == Some(salt_of(&mark)) =>
+                {
+                    Some((entry, Some(Cover { lock: lock.clone(), epoch, mark })))
+                }
+                _ => None,
+            }
+        });
+        let latest = ours.max_by_key(|(entry, _)| entry.meta.modified_ms);
+        let Some((latest, cover)) = latest else { return Ok(Bytes::new()) };
+        let (store, geometry) = (&*self.shared.store, self.spec.geometry);
+        match read_chunk(store, &latest.key, geometry, index, cover).await {
             // What is damaged does not verify: that is what it is read back for.
             Err(error) if error.kind() == ErrorKind::Corrupt => Ok(Bytes::new()),
             read => Ok(read?.unwrap_or_default()),
@@ -398,23 +451,8 @@ fn has_stopped(state: JobState) -> bool {
     matches!(state, JobState::Suspended | JobState::Failed { .. } | JobState::RollbackPending)
 }
 
-impl Shared {
-    /// The chunk as it is stored: one zstd frame where that pays, else as it is.
-    async fn packed(self: &Arc<Self>, chunk: &Bytes) -> Result<Bytes> {
-        if !self.options.compress {
-            return Ok(chunk.clone());
-        }
-        let (shared, chunk) = (self.clone(), chunk.clone());
-        let packing = host::spawn_blocking(move || -> Result<Bytes> {
-            let idle = shared.packers().pop();
-            let mut packer = match idle {
-                Some(packer) => packer,
-                None => Packer::new(PACK_LEVEL)?,
-            };
-            let packed = packer.pack(&chunk)?;
-            shared.packers().push(packer);
-            Ok(packed.unwrap_or(chunk))
-        });
-        packing.await.map_err(|error| Error::new(ErrorKind::Io, "pack chunk").because(error))?
-    }
+fn salt_of(mark: &Mark) -> Salt {
+    let mut salt = [0; SALT_LEN];
+    salt.copy_from_slice(&mark[..SALT_LEN]);
+    salt
 }

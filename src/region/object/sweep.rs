@@ -1,7 +1,8 @@
 //! Removing: what a job has written, what only its stage needed, and what nobody wants any more.
 
+use std::collections::BTreeSet;
+
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::ChunkIndex;
 use crate::id::{ImageId, JobId};
 use crate::sabotage;
 use crate::store::{DELETE_KEYS_MAX, Entry, PAGE_ENTRIES_MAX, Store};
@@ -75,6 +76,13 @@ impl Shared {
             Named::Part { job, epoch, .. } => job == sight.job && epoch <= sight.epoch,
             _ => false,
         };
+        if head.encrypted {
+            // Order: what opens it, then the rest; from then on what is left of it is noise.
+            for epoch in sight.base.saturating_add(1)..=sight.epoch {
+                let attempt = names::attempt(image, sight.job, epoch);
+                self.delete_all(&names::wrapped_keys(&attempt), of_it).await?;
+            }
+        }
         self.delete_all(&names::written(image, sight.job), of_it).await?;
         let tomb = match sight.phase {
             Phase::Removing => Phase::Removed,
@@ -103,6 +111,8 @@ impl Shared {
     pub(super) async fn tidy(&self, sight: &Sight, image: &ImageId, made: &Image) -> Result<()> {
         let prefix = names::written(image, sight.job);
         let unwanted = |entry: &Entry| match names::read(image, &entry.key) {
+            // Of keys the head alone knows which one counts, and it may have changed since.
+            Named::Part { epoch, part: Part::Key(_), .. } if epoch == sight.epoch => false,
             Named::Part { job, epoch, part } => {
                 job == sight.job && epoch <= sight.epoch && !names_it(made, sight, epoch, &part)
             }
@@ -161,16 +171,68 @@ impl Shared {
                 None => read = None,
             }
             let made = read.as_ref().map(|(_, made)| made);
-            let mut keys = Vec::new();
-            for entry in entries.iter().filter(|entry| old(entry)) {
-                if is_unwanted(image, &held, made, entry) {
-                    swept.push(Swept::of(entry));
-                    keys.push(entry.key.clone());
-                }
+            let unwanted = |entry: &&Entry| old(entry) && is_unwanted(image, &held, made, entry);
+            let found: Vec<&Entry> = entries.iter().filter(unwanted).collect();
+            if apply {
+                self.destroy_keys(image, &found, &unwanted, swept).await?;
             }
+            let keys: Vec<String> = found.iter().map(|entry| entry.key.clone()).collect();
             if apply && !keys.is_empty() {
                 self.store.delete(&keys).await?;
             }
+            swept.extend(found.into_iter().map(Swept::of));
+            let stale = entries.iter().filter(|entry| old(entry) && is_stale_key(&held, entry));
+            let stale: Vec<&Entry> = stale.collect();
+            if stale.is_empty() || apply && !self.drop_keys(&held, &stale).await? {
+                continue;
+            }
+            swept.extend(stale.into_iter().map(Swept::of));
+        }
+        Ok(())
+    }
+
+    /// Deletes wrapped keys that the head of a committed image does not name; `false`: the head has
+    /// changed meanwhile.
+    async fn drop_keys(&self, held: &Held, stale: &[&Entry]) -> Result<bool> {
+        let Some(head) = &held.head else { return Ok(false) };
+        // Order: the head is written anew, and fails whoever is about to name one of them; then
+        // they go.
+        let next = head.stepped(head.sight.reworded(draw()?));
+        if let Swapped::Lost(_) = self.register.swap(held, next).await? {
+            return Ok(false);
+        }
+        let keys: Vec<String> = stale.iter().map(|entry| entry.key.clone()).collect();
+        self.store.delete(&keys).await?;
+        Ok(true)
+    }
+
+    /// Deletes the wrapped keys of attempts of which chunks are about to go: the keys go first.
+    async fn destroy_keys(
+        &self,
+        image: &ImageId,
+        found: &[&Entry],
+        unwanted: &(impl Fn(&&Entry) -> bool + Sync),
+        swept: &mut Vec<Swept>,
+    ) -> Result<()> {
+        let attempts: BTreeSet<String> = found
+            .iter()
+            .filter_map(|entry| match names::read(image, &entry.key) {
+                Named::Part { job, epoch, part: Part::Sealed { .. } } => {
+                    Some(names::attempt(image, job, epoch))
+                }
+                _ => None,
+            })
+            .collect();
+        for attempt in attempts {
+            let prefix = names::wrapped_keys(&attempt);
+            let page = self.store.list(&prefix, None, PAGE_ENTRIES_MAX).await?;
+            let gone: Vec<&Entry> = page.entries.iter().filter(unwanted).collect();
+            let keys: Vec<String> = gone.iter().map(|entry| entry.key.clone()).collect();
+            if !keys.is_empty() {
+                self.store.delete(&keys).await?;
+            }
+            let later = gone.into_iter().filter(|gone| found.iter().all(|f| f.key != gone.key));
+            swept.extend(later.map(Swept::of));
         }
         Ok(())
     }
@@ -234,7 +296,7 @@ impl Shared {
 /// The manifest that the head of a committed image names.
 pub(super) async fn made(store: &dyn Store, held: &Held) -> Result<Image> {
     let head = held.head.as_ref().filter(|head| head.sight.phase == Phase::Committed);
-    let Some((head, made)) = head.and_then(|head| Some((head, head.made?))) else {
+    let Some((head, made)) = head.and_then(|head| Some((head, head.made.as_ref()?))) else {
         return Err(Error::new(ErrorKind::NotFound, "read the manifest of an image")
             .within(store.location()));
     };
@@ -252,9 +314,16 @@ pub(super) async fn made(store: &dyn Store, held: &Held) -> Result<Image> {
         )));
     }
     let read = Image::decode(&object.bytes).map_err(told)?;
-    let agrees = read.manifest.root() == made.root
-        && read.manifest.geometry().image_bytes() == made.image_bytes
-        && read.manifest.job() == Some(sight.job);
+    let agrees = match &read {
+        Image::Plain { manifest, .. } => {
+            manifest.root() == made.root
+                && manifest.geometry().image_bytes() == made.image_bytes
+                && manifest.job() == Some(sight.job)
+                && !head.encrypted
+        }
+        // The rest is told by those who decrypt it.
+        Image::Sealed(_) => head.encrypted,
+    };
     if !agrees {
         return Err(told(Error::new(
             ErrorKind::Corrupt,
@@ -306,12 +375,23 @@ impl Swept {
 fn names_it(made: &Image, sight: &Sight, epoch: u32, part: &Part) -> bool {
     match part {
         Part::Manifest => epoch == sight.epoch,
-        Part::Chunk { index, digest } => {
-            let within = index.get() < made.manifest.geometry().chunk_count();
-            let digest_at = |index: ChunkIndex| made.manifest.table().digest(index);
-            within && made.epochs.of(*index) == Some(epoch) && digest_at(*index) == Some(*digest)
+        _ => made.names(epoch, part),
+    }
+}
+
+/// Whether that is a wrapped key beside the one that the head of a committed image names: what a
+/// rewrap has left that came to no end, or is about to name.
+fn is_stale_key(held: &Held, entry: &Entry) -> bool {
+    let head = held.head.as_ref().filter(|head| head.sight.phase == Phase::Committed);
+    let Some((head, key)) = head.and_then(|head| Some((head, head.made.as_ref()?.key.as_ref()?)))
+    else {
+        return false;
+    };
+    match names::read(&head.image, &entry.key) {
+        Named::Part { job, epoch, part: Part::Key(digest) } => {
+            (job, epoch) == (head.sight.job, head.sight.epoch) && digest != key.digest
         }
-        Part::Zeros(_) | Part::Foreign => false,
+        _ => false,
     }
 }
 
@@ -329,6 +409,12 @@ fn is_unwanted(image: &ImageId, held: &Held, made: Option<&Image>, entry: &Entry
             };
             match (wanted, sight, made) {
                 (Wanted::Nothing, ..) => true,
+                // Which one counts may change at any moment: see `is_stale_key`.
+                (Wanted::Named, Some(sight), _)
+                    if epoch == sight.epoch && matches!(part, Part::Key(_)) =>
+                {
+                    false
+                }
                 (Wanted::Named, Some(sight), Some(made)) => !names_it(made, sight, epoch, &part),
                 _ => false,
             }

@@ -12,6 +12,7 @@ use crate::job::{JobSpec, Progress};
 use crate::manifest::Manifest;
 use crate::region::{BoxFuture, LocalFile, Outcome, Restored, Target, Wishes};
 
+use super::encrypted::Lock;
 use super::household::Presence;
 use super::pulse::Heart;
 use super::register::Held;
@@ -38,11 +39,11 @@ pub(super) fn own(
     shared: Arc<Shared>,
     spec: &JobSpec,
     presence: Presence,
-    held: Held,
-    heart: Heart,
+    (held, heart): (Held, Heart),
+    fresh: Option<Lock>,
 ) -> Arc<dyn Target> {
     let presence = Arc::new(presence);
-    let stage = Arc::new(Stage::new(shared, spec, presence.owner(), held, heart));
+    let stage = Arc::new(Stage::new(shared, spec, presence.owner(), (held, heart), fresh));
     let beating = tokio::spawn(show_life(stage.clone(), presence.clone()));
     stage.beats_in(beating);
     Arc::new(ObjectTarget { stage, presence })
@@ -83,7 +84,7 @@ impl Target for ObjectTarget {
 
     fn write_zeroes(&self, run: ChunkRun) -> BoxFuture<'_, Result<Written>> {
         // Nothing is stored of zeros; what was there before is not the chunk's any more.
-        self.stage.set(run, None);
+        self.stage.forget(run);
         Box::pin(std::future::ready(Ok(Written::zeroes(run))))
     }
 

@@ -127,6 +127,13 @@ pub const BODIES: &[Body] = &[
         window: |len| (33 << 19) + 2 * len,
         seeds: manifest::seeds,
     },
+    #[cfg(feature = "object")]
+    Body {
+        name: "sealed_image",
+        run: object::check_sealed_image,
+        window: |len| (16 << 10) + 8 * len,
+        seeds: object::sealed_image_seeds,
+    },
     #[cfg(feature = "peer")]
     Body {
         name: "session_pair",

@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
+
 use super::{Effort, assert_refusal, cuts, mend_sum, sample_spec};
 use crate::chunk::Digest;
 use crate::geometry::{ChunkIndex, ChunkRun, ChunkSize, Geometry};
-use crate::id::{ImageId, JobId};
+use crate::id::{ImageId, JobId, KeyId};
 use crate::region::object::gather::Gathered;
-use crate::region::object::head::{Head, Made};
+use crate::region::object::head::{Head, Made, MadeKey};
+use crate::region::object::image::{Image, SealedImage, Writes};
 use crate::region::object::names::{self, Named, Part};
 use crate::region::object::notes;
 use crate::region::object::rules::{Owner, Phase, Sight};
@@ -53,6 +56,11 @@ pub(super) fn head_seeds() -> Vec<Vec<u8>> {
         manifest_bytes: 99,
         root: Digest::from_bytes([6; 32]),
         image_bytes: 1 << 20,
+        key: None,
+    };
+    let encrypted = match "k-1".parse::<KeyId>() {
+        Ok(id) => encrypted_heads(&active, &made, id),
+        Err(_) => Vec::new(),
     };
     let committed = begun.moved(Phase::Committed, Some(made), [5; 16]);
     let aborting = begun.moved(Phase::Aborting, None, [5; 16]);
@@ -62,7 +70,52 @@ pub(super) fn head_seeds() -> Vec<Vec<u8>> {
     let next = Sight::claimed(Some(&removed.sight), spec.job, owner, [8; 16]);
     let next = Head::claimed(next, &spec);
     let heads = [active, begun, committed, aborting, aborted, removing, removed, next];
-    heads.iter().map(Head::encode).collect()
+    heads.iter().chain(&encrypted).map(Head::encode).collect()
+}
+
+fn encrypted_heads(plain: &Head, made: &Made, id: KeyId) -> Vec<Head> {
+    let Some(mut spec) = plain.spec.clone() else { return Vec::new() };
+    spec.key = Some(id.clone());
+    let active = Head::claimed(plain.sight, &spec);
+    let key = MadeKey { digest: Digest::from_bytes([9; 32]), id };
+    let made = Made { key: Some(key.clone()), ..made.clone() };
+    let committed = active.moved(Phase::Committed, Some(made), [5; 16]);
+    let removing = committed.moved(Phase::Removing, None, [6; 16]);
+    vec![committed.rewrapped(key, [7; 16]), removing, committed, active]
+}
+
+/// The manifest of an encrypted image as anybody can read it: what it names is within bounds, and
+/// what is written again is the same.
+pub(super) fn check_sealed_image(bytes: &[u8], effort: Effort) {
+    let whole = Bytes::copy_from_slice(bytes);
+    let sealed = match Image::decode(&whole) {
+        Ok(Image::Sealed(sealed)) => sealed,
+        Ok(Image::Plain { .. }) => return,
+        Err(error) => return assert_refusal(&error),
+    };
+    let front = SealedImage::encode_front(&sealed.writes);
+    assert!(bytes.starts_with(&front), "written otherwise");
+    assert!(sealed.body[..] == bytes[front.len()..], "what follows is the body");
+    let mut last = None;
+    for index in sealed.writes.chunks().take(1 << 12) {
+        assert!(last < Some(index), "chunks ascend");
+        assert!(sealed.writes.of(index).is_some_and(|(epoch, _)| epoch > 0), "chunk {index}");
+        last = Some(index);
+    }
+    for len in cuts(&front, effort) {
+        assert!(Image::decode(&whole.slice(..len)).is_err(), "cut at {len}");
+    }
+}
+
+pub(super) fn sealed_image_seeds() -> Vec<Vec<u8>> {
+    let of = |chunks: &[(u32, u32)]| {
+        let mut writes = Writes::default();
+        for (index, epoch) in chunks {
+            writes.push(ChunkIndex::new(*index), *epoch, [index.to_le_bytes()[0]; 24]);
+        }
+        [&SealedImage::encode_front(&writes)[..], b"body"].concat()
+    };
+    vec![of(&[]), of(&[(0, 1)]), of(&[(0, 1), (1, 1), (2, 2), (5, 1), (7, 3)])]
 }
 
 /// What the input makes a store list: how the image is cut, then one thing after the other.
@@ -107,7 +160,7 @@ pub(super) fn check_listing(bytes: &[u8], _effort: Effort) {
     let bytes = u64::from(chunks % 9) * ChunkSize::MIN.bytes() + u64::from(tail);
     let Ok(geometry) = Geometry::new(bytes, ChunkSize::MIN) else { return };
     let Ok(image) = "m".parse::<ImageId>() else { return };
-    let (mut gathered, mut twin) = (Gathered::new(geometry), Twin::new());
+    let (mut gathered, mut twin) = (Gathered::new(geometry, false), Twin::new());
     while let Some(kind) = script.byte() {
         let told = match kind % 3 {
             0 => tell_chunk(&mut script, &image, geometry, &mut gathered, &mut twin),
@@ -196,6 +249,8 @@ fn check_name(image: &ImageId, name: &[u8]) {
             let attempt = names::attempt(image, job, epoch);
             match part {
                 Part::Chunk { index, digest } => names::chunk(&attempt, index, &digest),
+                Part::Sealed { index, mark } => names::sealed_chunk(&attempt, index, &mark),
+                Part::Key(digest) => names::wrapped_key(&attempt, &digest),
                 Part::Zeros(n) => names::zeros(&attempt, n),
                 Part::Manifest => names::manifest(&attempt),
                 Part::Foreign => return,
@@ -226,6 +281,8 @@ pub(super) fn listing_seeds() -> Vec<Vec<u8>> {
         format!("{attempt}manifest"),
         format!("{attempt}zeros.00000003"),
         format!("{attempt}00000002-{}", "5c".repeat(32)),
+        format!("{attempt}00000002-{}", "5c".repeat(72)),
+        format!("{attempt}key-{}", "5c".repeat(32)),
         format!("{attempt}stranger"),
     ]
     .iter()

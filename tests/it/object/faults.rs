@@ -5,13 +5,12 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use blockferry::error::Result;
-use blockferry::region::object::ObjectRegion;
-use blockferry::region::{Located, Outcome, Region, Settled, Vote};
+use blockferry::region::{Located, Outcome, Settled, Vote};
 use blockferry::store::Fencing;
 use blockferry::store::model::Fate;
 use tokio::time::timeout;
 
-use super::places::{Cloud, LONG, bytes, image, read, spec, write};
+use super::places::{Cloud, Daemon, LONG, bytes, image, read, spec, write};
 
 /// What somebody was told, and may rely on.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,7 +23,7 @@ enum Said {
     Removed,
 }
 
-type Act = for<'a> fn(&'a ObjectRegion) -> Pin<Box<dyn Future<Output = (Said, Result<()>)> + 'a>>;
+type Act = for<'a> fn(&'a Daemon) -> Pin<Box<dyn Future<Output = (Said, Result<()>)> + 'a>>;
 
 /// How far another daemon had come before it died.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,7 +55,7 @@ macro_rules! act {
     };
 }
 
-fn acts() -> [(&'static str, Before, Act); 9] {
+fn acts() -> Vec<(&'static str, Before, Act)> {
     let copy = act!(|region, said| {
         let target = region.stage(&spec(1)).await?;
         *said = Said::Started;
@@ -98,7 +97,7 @@ fn acts() -> [(&'static str, Before, Act); 9] {
         region.remove(&image()).await?;
         *said = Said::Removed;
     });
-    [
+    vec![
         ("copy", Before::Nothing, copy),
         ("cancel by its owner", Before::Nothing, discard),
         ("take over", Before::Staged, copy),
@@ -116,7 +115,7 @@ async fn come_to(cloud: &Cloud, before: Before) {
     if before == Before::Nothing {
         return;
     }
-    let (region, store) = cloud.daemon();
+    let (region, store) = cloud.member();
     let target = region.stage(&spec(1)).await.unwrap();
     if before != Before::Staged {
         let manifest = write(&*target, &spec(1)).await.unwrap();
@@ -125,7 +124,7 @@ async fn come_to(cloud: &Cloud, before: Before) {
                 assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
             }
             Before::Cancelled => {
-                cloud.daemon().0.cancel(spec(1).job, &image()).await.unwrap();
+                cloud.member().0.cancel(spec(1).job, &image()).await.unwrap();
             }
             _ => {}
         }
@@ -138,7 +137,7 @@ async fn come_to(cloud: &Cloud, before: Before) {
 
 /// Another daemon brings it to an end, and finds that what was told is so.
 async fn settle(cloud: &Cloud, before: Before, said: Said) {
-    let (region, _) = cloud.daemon();
+    let (region, _) = cloud.member();
     for found in region.recover(None).await.unwrap() {
         assert!(!matches!(found.settled, Settled::Failed(_)), "{found:?}");
     }
@@ -163,14 +162,18 @@ async fn settle(cloud: &Cloud, before: Before, said: Said) {
             assert!(fits, "told {said:?}, and it is {found:?}");
         }
     }
-    let there = read(&region).await;
+    let there = read(&*region).await;
     assert!(there.is_none() || there == Some(bytes()), "never half an image");
     // What was under way comes in now: it changes nothing.
     cloud.model.land_all();
-    assert_eq!(read(&region).await, there, "what lands late changes nothing");
+    assert_eq!(read(&*region).await, there, "what lands late changes nothing");
     cloud.model.advance_ms(u64::try_from(LONG.as_millis()).unwrap());
-    region.sweep(true, Duration::from_secs(1)).await.unwrap();
-    assert_eq!(read(&region).await, there, "nor does a sweep");
+    region.objects.sweep(true, Duration::from_secs(1)).await.unwrap();
+    assert_eq!(read(&*region).await, there, "nor does a sweep");
+    if there.is_some() && cloud.head("m-1").is_some_and(|head| head.encrypted) {
+        let keys = cloud.model.keys().into_iter().filter(|key| key.contains("/key-"));
+        assert_eq!(keys.count(), 1, "one wrapped key opens an image, and no other is left");
+    }
     if there.is_some() {
         region.remove(&image()).await.unwrap();
     }
@@ -186,7 +189,18 @@ async fn settle(cloud: &Cloud, before: Before, said: Said) {
     assert_eq!(next.discard().await.unwrap(), Outcome::Cancelled, "and another can start");
 }
 
-async fn enumerate(fencing: Fencing) {
+/// The same, and what is done with encrypted images only.
+#[cfg(feature = "encrypt")]
+fn acts_encrypted() -> Vec<(&'static str, Before, Act)> {
+    let rewrap = act!(|region, said| {
+        *said = Said::Committed;
+        region.objects.rewrap(&image(), &"k2".parse()?).await?;
+    });
+    [acts(), vec![("rewrap", Before::Finished, rewrap)]].concat()
+}
+
+async fn enumerate(new: impl Fn() -> Cloud, acts: Vec<(&'static str, Before, Act)>) {
+    let fencing = new().fencing;
     let fates = [
         ("lost before", Fate::LostBefore, false),
         ("lost after", Fate::LostAfter, false),
@@ -199,13 +213,13 @@ async fn enumerate(fencing: Fencing) {
         ("hangs", Fate::Hangs, true),
     ];
     let mut runs = 0;
-    for (name, before, act) in acts() {
+    for (name, before, act) in acts {
         let mut most = 0;
         for (how, fate, on) in fates {
             for n in 0.. {
-                let cloud = Cloud::new(fencing);
+                let cloud = new();
                 come_to(&cloud, before).await;
-                let (region, store) = cloud.daemon();
+                let (region, store) = cloud.member();
                 match on {
                     true if fate == Fate::LostAfter => {
                         store.hook(move |call| match call.number.cmp(&n) {
@@ -257,10 +271,22 @@ async fn eprintln_on_panic(what: &str, run: impl Future<Output = ()>) {
 
 #[tokio::test(start_paused = true)]
 async fn any_request_may_fail_in_any_way_where_heads_are_swapped() {
-    enumerate(Fencing::Swap).await;
+    enumerate(|| Cloud::new(Fencing::Swap), acts()).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn any_request_may_fail_in_any_way_where_heads_are_numbered() {
-    enumerate(Fencing::Numbered).await;
+    enumerate(|| Cloud::new(Fencing::Numbered), acts()).await;
+}
+
+#[cfg(feature = "encrypt")]
+#[tokio::test(start_paused = true)]
+async fn any_request_about_an_encrypted_image_may_fail_in_any_way() {
+    enumerate(|| Cloud::encrypted(Fencing::Swap), acts_encrypted()).await;
+}
+
+#[cfg(feature = "encrypt")]
+#[tokio::test(start_paused = true)]
+async fn any_request_about_an_encrypted_image_may_fail_in_any_way_where_heads_are_numbered() {
+    enumerate(|| Cloud::encrypted(Fencing::Numbered), acts_encrypted()).await;
 }

@@ -7,14 +7,15 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+#[cfg(feature = "encrypt")]
+use blockferry::error::ErrorKind;
 use blockferry::error::Result;
-use blockferry::region::object::ObjectRegion;
-use blockferry::region::{Located, Outcome, Region, Settled, Vote};
+use blockferry::region::{Located, Outcome, Settled, Vote};
 use blockferry::store::Fencing;
 use blockferry::store::model::Fate;
 use tokio::time::{sleep, timeout};
 
-use super::places::{Cloud, LONG, bytes, image, read, spec, write};
+use super::places::{Cloud, Daemon, LONG, bytes, image, read, spec, write};
 use crate::world::Dice;
 
 const DAEMONS: u64 = 3;
@@ -36,7 +37,7 @@ fn number(job: blockferry::id::JobId) -> u8 {
     job.as_bytes()[0]
 }
 
-async fn act(region: &ObjectRegion, dice: &mut Dice, told: &RefCell<Told>) -> Result<&'static str> {
+async fn act(region: &Daemon, dice: &mut Dice, told: &RefCell<Told>) -> Result<&'static str> {
     let which = dice.roll(10);
     let staged = match which {
         0..=7 => region.jobs().await?.first().map(|told| number(told.spec.job)),
@@ -76,8 +77,19 @@ async fn act(region: &ObjectRegion, dice: &mut Dice, told: &RefCell<Told>) -> Re
             };
             Ok("cancel")
         }
+        #[cfg(feature = "encrypt")]
+        (9, _) if dice.roll(2) == 0 => {
+            let to = ["k1", "k2"][usize::try_from(dice.roll(2)).unwrap()].parse().unwrap();
+            match region.objects.rewrap(&image(), &to).await {
+                // There is no such image, or none that is encrypted.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) => {}
+                done => drop(done?),
+            }
+            Ok("rewrap")
+        }
         (8, _) => {
-            region.sweep(true, Duration::ZERO).await?;
+            region.objects.sweep(true, Duration::ZERO).await?;
             Ok("sweep")
         }
         _ => {
@@ -96,7 +108,7 @@ async fn act(region: &ObjectRegion, dice: &mut Dice, told: &RefCell<Told>) -> Re
 async fn daemon(cloud: &Cloud, seed: u64, told: &RefCell<Told>) {
     let mut dice = Dice::new(seed);
     for _ in 0..ACTS {
-        let (region, store) = cloud.daemon();
+        let (region, store) = cloud.member();
         let fates = Arc::new(Mutex::new(Dice::new(dice.roll(u64::MAX))));
         let hostile = dice.roll(2) == 0;
         store.hook(move |_| match fates.lock().unwrap().roll(60) {
@@ -126,15 +138,14 @@ async fn daemon(cloud: &Cloud, seed: u64, told: &RefCell<Told>) {
     }
 }
 
-async fn live(fencing: Fencing, seed: u64) -> Told {
-    let cloud = Cloud::new(fencing);
+async fn live(cloud: Cloud, seed: u64) -> Told {
     let told = RefCell::new(Told::default());
     let all = (0..DAEMONS).map(|n| daemon(&cloud, seed * DAEMONS + n, &told));
     let mut all = all.collect::<Vec<_>>().into_iter();
     let (one, two, three) = (all.next().unwrap(), all.next().unwrap(), all.next().unwrap());
     tokio::join!(one, two, three);
 
-    let (region, _) = cloud.daemon();
+    let (region, _) = cloud.member();
     let settle = async || {
         for found in region.recover(None).await.unwrap() {
             assert!(!matches!(found.settled, Settled::Failed(_)), "{found:?}");
@@ -152,11 +163,11 @@ async fn live(fencing: Fencing, seed: u64) -> Told {
         match region.locate(&image()).await.unwrap() {
             Located::Committed(Some(job)) => {
                 assert!(!cancelled.contains(&number(job)), "{job}: {told}");
-                assert_eq!(read(&region).await, Some(bytes()));
+                assert_eq!(read(&*region).await, Some(bytes()));
             }
             found => {
                 assert!(committed.is_empty(), "{found:?}: {told}");
-                assert_eq!(read(&region).await, None);
+                assert_eq!(read(&*region).await, None);
             }
         }
     };
@@ -165,7 +176,7 @@ async fn live(fencing: Fencing, seed: u64) -> Told {
     settle().await;
     check().await;
     cloud.model.advance_ms(u64::try_from(LONG.as_millis()).unwrap());
-    region.sweep(true, Duration::from_secs(1)).await.unwrap();
+    region.objects.sweep(true, Duration::from_secs(1)).await.unwrap();
     check().await;
     if let Located::Staged(job) = region.locate(&image()).await.unwrap() {
         while !matches!(
@@ -174,12 +185,12 @@ async fn live(fencing: Fencing, seed: u64) -> Told {
         ) {}
     }
     region.recover(None).await.unwrap();
-    region.sweep(true, Duration::ZERO).await.unwrap();
+    region.objects.sweep(true, Duration::ZERO).await.unwrap();
     assert_eq!(cloud.strays(), Vec::<String>::new());
     told.take()
 }
 
-async fn lives(fencing: Fencing) {
+async fn lives(cloud: impl Fn() -> Cloud) {
     let seeds = std::env::var("BLOCKFERRY_OBJECT_SEEDS").ok().and_then(|text| text.parse().ok());
     let first = std::env::var("BLOCKFERRY_OBJECT_SEED").ok().and_then(|text| text.parse().ok());
     let mut done = std::collections::BTreeMap::<&str, u32>::new();
@@ -194,19 +205,31 @@ async fn lives(fencing: Fencing) {
             }
         }
         let _tell = Tell(seed);
-        for (what, count) in live(fencing, seed).await.done {
+        for (what, count) in live(cloud(), seed).await.done {
             *done.entry(what).or_default() += count;
         }
     }
-    eprintln!("{fencing:?}: {count} lives: {done:?}");
+    eprintln!("{:?}: {count} lives: {done:?}", cloud().fencing);
 }
 
 #[tokio::test(start_paused = true)]
 async fn three_daemons_never_disagree_where_heads_are_swapped() {
-    lives(Fencing::Swap).await;
+    lives(|| Cloud::new(Fencing::Swap)).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn three_daemons_never_disagree_where_heads_are_numbered() {
-    lives(Fencing::Numbered).await;
+    lives(|| Cloud::new(Fencing::Numbered)).await;
+}
+
+#[cfg(feature = "encrypt")]
+#[tokio::test(start_paused = true)]
+async fn three_daemons_never_disagree_about_an_encrypted_image() {
+    lives(|| Cloud::encrypted(Fencing::Swap)).await;
+}
+
+#[cfg(feature = "encrypt")]
+#[tokio::test(start_paused = true)]
+async fn three_daemons_never_disagree_about_an_encrypted_image_where_heads_are_numbered() {
+    lives(|| Cloud::encrypted(Fencing::Numbered)).await;
 }

@@ -1,6 +1,8 @@
 //! Regions in object stores, on a store in memory that loses, delays and denies answers as asked.
 
 mod daemons;
+#[cfg(feature = "encrypt")]
+mod encrypted;
 mod engines;
 mod faults;
 mod lives;

@@ -251,6 +251,67 @@ mod command {
         assert_eq!(world.strays(&[]), Vec::<String>::new());
     }
 
+    #[cfg(feature = "encrypt")]
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_image_goes_from_key_to_key_and_the_store_copies_none_of_it_by_itself() {
+        let world = World::new().await;
+        for args in [&["init", "keys"][..], &["add", "keys", "k1"], &["add", "keys", "k2"]] {
+            world.good("one", &[&["keyring"], args].concat()).await;
+        }
+        let copied = || {
+            let seen = world.server.seen().into_iter();
+            let copied = seen.filter(|seen| seen.operation == "CopyObject");
+            copied.filter(|seen| seen.path.contains("/images/")).count()
+        };
+        let with = async |machine: &str, args: &[&str]| {
+            world.good(machine, &[args, &["--keyring", "keys"]].concat()).await
+        };
+        let (open, one) = (world.url("north/open"), world.url("north/one"));
+        let (two, kept) = (world.url("south/two"), world.url("south/kept"));
+        let first = with("one", &["copy", "disk.raw", &open]).await;
+        let sealed = ["copy", "disk.raw", &one, "--encrypt", "k1", "--verify", "full"];
+        assert_eq!(with("one", &sealed).await["key"], "k1");
+        for (from, to, how) in [
+            (&open, &world.url("south/three"), &["--encrypt", "k1"][..]),
+            (&one, &two, &["--encrypt", "k2"]),
+            (&one, &kept, &[]),
+            (&two, &world.url("north/clear"), &["--decrypt"]),
+        ] {
+            let told = with("two", &[&["copy", from, to], how].concat()).await;
+            assert_eq!(told["root"], first["root"], "{from} to {to}");
+        }
+        assert_eq!(copied(), 0, "the store copied what is encrypted, or is to be");
+        with("two", &["copy", &open, &world.url("south/open")]).await;
+        assert!(copied() > 0, "it copies what lies in clear");
+        let part = &world.bytes()[..64];
+        for key in world.server.model.keys() {
+            let lies_open = key.contains("/open/") || key.contains("/clear/");
+            let bytes = world.server.model.bytes(&key).unwrap();
+            let found = bytes.windows(part.len()).any(|window| window == part);
+            assert!(lies_open || !found, "{key} holds the image in clear");
+        }
+        let again = with("three", &["rewrap", &two, "--to", "k1"]).await;
+        assert_eq!(
+            (&again["from"], &again["to"], &again["image"]),
+            (&"k2".into(), &"k1".into(), &two.as_str().into())
+        );
+        let down = with("three", &["copy", &two, "back.raw", "--decrypt"]).await;
+        assert_eq!(down["root"], first["root"]);
+        assert_eq!(std::fs::read(world.path("back.raw")).unwrap(), world.bytes());
+        let verified = with("three", &["verify", &kept]).await;
+        assert_eq!((&verified["bad_chunks"], &verified["root"]), (&0.into(), &first["root"]));
+        let refused = async |args: &[&str]| {
+            let (code, json) = world.run("three", args).await;
+            (code, json["error"]["kind"].as_str().unwrap().to_owned())
+        };
+        let denied = (Some(1), "denied".to_owned());
+        assert_eq!(refused(&["copy", &two, "no.raw", "--decrypt"]).await, denied);
+        assert_eq!(refused(&["rewrap", &two, "--to", "k2"]).await, denied);
+        let unsupported = (Some(1), "unsupported".to_owned());
+        let bare = ["copy", "disk.raw", &world.url("north/new"), "--encrypt", "k1"];
+        assert_eq!(refused(&bare).await, unsupported);
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_store_that_lets_nobody_in_or_ignores_conditions_is_refused_in_its_own_words() {
         let world = World::new().await;

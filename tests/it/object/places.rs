@@ -34,6 +34,23 @@ pub(super) struct Cloud {
     pub(super) fencing: Fencing,
     /// Where the store fences nothing.
     pub(super) local: Arc<tempfile::TempDir>,
+    /// Where every image is encrypted.
+    #[cfg(feature = "encrypt")]
+    pub(super) keys: Option<Arc<blockferry::keys::MemoryKeyring>>,
+}
+
+/// One daemon: its region, and the same as others see it.
+pub(super) struct Daemon {
+    pub(super) objects: Arc<ObjectRegion>,
+    region: Arc<dyn Region>,
+}
+
+impl std::ops::Deref for Daemon {
+    type Target = dyn Region;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.region
+    }
 }
 
 impl Cloud {
@@ -42,7 +59,37 @@ impl Cloud {
         if fencing == Fencing::None {
             model.lie(Lie::Ignores);
         }
-        Self { model, fencing, local: Arc::new(tempfile::tempdir().unwrap()) }
+        Self {
+            model,
+            fencing,
+            local: Arc::new(tempfile::tempdir().unwrap()),
+            #[cfg(feature = "encrypt")]
+            keys: None,
+        }
+    }
+
+    /// One in which every image is encrypted under `k1`.
+    #[cfg(feature = "encrypt")]
+    pub(super) fn encrypted(fencing: Fencing) -> Self {
+        Self { keys: Some(crate::encrypt::keys()), ..Self::new(fencing) }
+    }
+
+    /// As it is seen from within a bucket that others write to.
+    #[cfg(feature = "encrypt")]
+    pub(super) fn over(model: Model) -> Self {
+        Self { model, ..Self::new(Fencing::Swap) }
+    }
+
+    /// A region with the keys of this cloud, if it has any.
+    fn daemon_of(&self, region: ObjectRegion) -> Daemon {
+        #[cfg(feature = "encrypt")]
+        if let Some(keys) = &self.keys {
+            let objects = Arc::new(region.with_keys(keys.clone()));
+            let region = Arc::new(crate::encrypt::Keyed(objects.clone()));
+            return Daemon { objects, region };
+        }
+        let objects = Arc::new(region);
+        Daemon { region: objects.clone(), objects }
     }
 
     /// A daemon that knows nothing of the others but what the store says, and its requests.
@@ -52,6 +99,12 @@ impl Cloud {
         let region =
             ObjectRegion::as_another_process(Arc::new(store.clone()), self.fencing, options);
         (region.unwrap(), store)
+    }
+
+    /// The same, and what it stages is encrypted where all images are.
+    pub(super) fn member(&self) -> (Daemon, ModelStore) {
+        let (region, store) = self.daemon();
+        (self.daemon_of(region), store)
     }
 
     /// What is here besides heads and what committed images are made of.
@@ -92,7 +145,7 @@ impl Place for Cloud {
             Fencing::None => ObjectRegion::unfenced(store, self.local.path(), options),
             fencing => ObjectRegion::with_fencing(store, fencing, options),
         };
-        Arc::new(region.unwrap())
+        self.daemon_of(region.unwrap()).region
     }
 
     fn image(&self, number: u8) -> Option<ImageId> {

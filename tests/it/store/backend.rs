@@ -1,5 +1,7 @@
 //! What `s3s` asks of a server, asked of the model.
 
+use std::sync::{Arc, Mutex};
+
 use blockferry::geometry::ByteRange;
 use blockferry::store::model::{Model, ModelStore};
 use blockferry::store::{Condition, Part, Put, Store, UploadId, Version};
@@ -13,11 +15,15 @@ const OBJECT_BYTES_MAX: u64 = 1 << 32;
 
 pub(super) struct Backend {
     store: ModelStore,
+    deleted: Deleted,
 }
 
+/// The keys that were asked to be deleted, in order.
+pub(super) type Deleted = Arc<Mutex<Vec<String>>>;
+
 impl Backend {
-    pub(super) fn new(model: &Model) -> Self {
-        Self { store: model.client("") }
+    pub(super) fn new(model: &Model, deleted: Deleted) -> Self {
+        Self { store: model.client(""), deleted }
     }
 }
 
@@ -176,6 +182,7 @@ impl S3 for Backend {
         let keys: Vec<String> =
             request.input.delete.objects.into_iter().map(|object| object.key).collect();
         self.store.delete(&keys).await.map_err(failed)?;
+        self.deleted.lock().unwrap().extend(keys);
         reply(DeleteObjectsOutput::default())
     }
 

@@ -19,7 +19,7 @@ use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::net::TcpListener;
 
-use super::backend::Backend;
+use super::backend::{Backend, Deleted};
 
 pub(crate) const BUCKET: &str = "bucket";
 const KEY_ID: &str = "TESTKEY";
@@ -89,6 +89,7 @@ struct Shared {
     service: S3Service,
     hook: Mutex<Arc<Hook>>,
     seen: Mutex<Vec<Seen>>,
+    deleted: Deleted,
     late: Mutex<Vec<Request<s3s::Body>>>,
 }
 
@@ -112,12 +113,14 @@ impl S3Server {
     }
 
     pub(crate) async fn over(model: Model) -> Self {
-        let mut builder = S3ServiceBuilder::new(Backend::new(&model));
+        let deleted = Deleted::default();
+        let mut builder = S3ServiceBuilder::new(Backend::new(&model, deleted.clone()));
         builder.set_auth(SimpleAuth::from_single(KEY_ID, SECRET));
         let shared = Arc::new(Shared {
             service: builder.build(),
             hook: Mutex::new(Arc::new(|_: &Seen| Fault::None)),
             seen: Mutex::default(),
+            deleted,
             late: Mutex::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -194,6 +197,11 @@ impl S3Server {
 
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.shared.seen.lock().unwrap().clone()
+    }
+
+    /// The keys that were deleted, in order.
+    pub(crate) fn deleted(&self) -> Vec<String> {
+        self.shared.deleted.lock().unwrap().clone()
     }
 
     pub(crate) fn count(&self, operation: &str) -> usize {
