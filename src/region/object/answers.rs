@@ -153,7 +153,7 @@ impl Shared {
         let Some(wrapped) = self.wrapped_key(&attempt, &key.digest).await? else {
             return Ok(None);
         };
-        let lock = Arc::new(self.keys.open(&wrapped, &head.image, geometry).await?);
+        let lock = Arc::new(self.keys.open(wrapped, &head.image, geometry).await?);
         let (job, opening) = (head.sight.job, lock.clone());
         let opened = host::spawn_blocking(move || {
             let manifest = opening.open_image(&sealed, job)?;

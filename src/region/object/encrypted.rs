@@ -29,6 +29,9 @@ use super::{ObjectRegion, Shared};
 /// By how much an encrypted chunk is longer as it is stored.
 pub(super) const ADDED_LEN: u64 = 16;
 
+/// How many random bytes a wrapped key is kept behind.
+const STAMP_LEN: usize = 16;
+
 const _: () = assert!(SALT_LEN == crate::cipher::SALT_LEN && ADDED_LEN == TAG_LEN as u64);
 const _: () = assert!(MARK_LEN == size_of::<names::Mark>());
 
@@ -59,20 +62,20 @@ impl Keys {
         let Some(vault) = &self.0 else { return Err(no_keys(spec)) };
         refuse_base(spec)?;
         let (key_box, cipher) = vault.make(spec, key).await?;
-        Lock::new(cipher, &key_box).map(Some)
+        Ok(Some(Lock { cipher, key: key_box.key.clone(), wrapped: kept(&key_box)? }))
     }
 
     /// Opens what is kept of the data key of an image.
     pub(super) async fn open(
         &self,
-        wrapped: &[u8],
+        wrapped: Bytes,
         image: &ImageId,
         geometry: Geometry,
     ) -> Result<Lock> {
         let vault = self.vault("open an image without its key")?;
-        let key_box = KeyBox::decode(wrapped)?;
+        let key_box = box_in(&wrapped)?;
         let cipher = vault.open(&key_box, image, geometry).await?;
-        Lock::new(cipher, &key_box)
+        Ok(Lock { cipher, key: key_box.key, wrapped })
     }
 
     fn vault(&self, what: &'static str) -> Result<&Vault> {
@@ -83,11 +86,19 @@ impl Keys {
     }
 }
 
-impl Lock {
-    fn new(cipher: ImageCipher, key_box: &KeyBox) -> Result<Self> {
-        Ok(Self { cipher, key: key_box.key.clone(), wrapped: key_box.encode()?.into() })
-    }
+/// A wrapped key as it is kept: behind random bytes, so that no name is ever used again, also where
+/// whoever wraps keys wraps one alike each time. Then who deletes one never hits another.
+fn kept(key_box: &KeyBox) -> Result<Bytes> {
+    let stamp: [u8; STAMP_LEN] = draw()?;
+    Ok([&stamp[..], &key_box.encode()?].concat().into())
+}
 
+/// What is kept so.
+fn box_in(wrapped: &[u8]) -> Result<KeyBox> {
+    KeyBox::decode(wrapped.get(STAMP_LEN..).unwrap_or_default())
+}
+
+impl Lock {
     /// The key that wraps its data key.
     pub(super) fn key(&self) -> &KeyId {
         &self.key
@@ -256,8 +267,7 @@ impl Shared {
             let held = self.register.read(image).await?;
             let visible = held.head.as_ref().filter(|head| head.sight.phase == Phase::Committed);
             let Some(head) = visible else { return Err(missing("give another key to", image)) };
-            let key = head.made.as_ref().and_then(|made| made.key.clone());
-            let (Some(old), Some(geometry)) = (key, head.geometry()) else {
+            let (Some(old), Some(geometry)) = (held.key().cloned(), head.geometry()) else {
                 return Err(Error::new(ErrorKind::Unsupported, "give an image another key")
                     .hint("it is not encrypted: copy it to an encrypted one"));
             };
@@ -270,21 +280,23 @@ impl Shared {
                 }
                 continue;
             };
-            let key_box = KeyBox::decode(&wrapped)?;
-            let new = vault.rewrap(&key_box, image, geometry, to).await?.encode()?;
-            let new = Bytes::from(new);
+            let new = kept(&vault.rewrap(&box_in(&wrapped)?, image, geometry, to).await?)?;
             let key = MadeKey { digest: names::digest_of(&new), id: to.clone() };
-            let place = names::wrapped_key(&attempt, &key.digest);
+            let digest = key.digest;
             // Order: what the head will name is there, then the head, then the old one goes. Who
             // sweeps the new one as a leftover has changed the head first.
-            self.put_whole(&place, new).await?;
-            match self.register.swap(&held, head.rewrapped(key, draw()?)).await? {
-                Swapped::Done(_) => {
-                    let gone = names::wrapped_key(&attempt, &old.digest);
-                    self.store.delete(&[gone]).await?;
-                    return Ok(old.id);
-                }
-                Swapped::Lost(_) => self.store.delete(&[place]).await?,
+            self.put_whole(&names::wrapped_key(&attempt, &digest), new).await?;
+            let swapped = self.register.swap(&held, head.rewrapped(key, draw()?)).await?;
+            // Lost may also be one that was carried out unheard, and that others have gone on from:
+            // what the head says tells. Whichever it does not name, none will ever name again.
+            let (Swapped::Done(now) | Swapped::Lost(now)) = swapped;
+            let named = now.key().map(|key| key.digest);
+            let gone = [old.digest, digest].into_iter().filter(|digest| named != Some(*digest));
+            let gone: Vec<String> =
+                gone.map(|digest| names::wrapped_key(&attempt, &digest)).collect();
+            self.store.delete(&gone).await?;
+            if named == Some(digest) {
+                return Ok(old.id);
             }
         }
     }

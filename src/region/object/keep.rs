@@ -38,7 +38,7 @@ impl Stage {
 
 impl Shared {
     /// The key that an attempt of that job has kept, if it has kept one. One that is damaged opens
-    /// nothing, and is passed over.
+    /// nothing, and one that somebody else has wrapped is none of the job's: they are passed over.
     async fn find_lock(&self, attempt: &str, spec: &JobSpec) -> Result<Option<Lock>> {
         let page = self.store.list(&names::wrapped_keys(attempt), None, 16).await?;
         for entry in page.entries {
@@ -48,8 +48,9 @@ impl Shared {
                 continue;
             };
             let Some(wrapped) = self.wrapped_key(attempt, &digest).await? else { continue };
-            match self.keys.open(&wrapped, &spec.target.image, spec.geometry).await {
+            match self.keys.open(wrapped, &spec.target.image, spec.geometry).await {
                 Err(error) if error.kind() == ErrorKind::Corrupt => {}
+                Ok(lock) if Some(lock.key()) != spec.key.as_ref() => {}
                 opened => return opened.map(Some),
             }
         }

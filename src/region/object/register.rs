@@ -12,7 +12,7 @@ use crate::id::ImageId;
 use crate::sabotage;
 use crate::store::{Condition, Depth, Fencing, Put, Store, Version, prove};
 
-use super::head::{HEAD_LEN_MAX, Head};
+use super::head::{HEAD_LEN_MAX, Head, MadeKey};
 use super::local_heads::LocalHeads;
 use super::names::{self, Named};
 use super::notes::{self, NOTE_LEN_MAX};
@@ -54,6 +54,11 @@ pub(super) enum Swapped {
 impl Held {
     pub(super) fn sight(&self) -> Option<&Sight> {
         self.head.as_ref().map(|head| &head.sight)
+    }
+
+    /// The wrapped key that a committed image's head names.
+    pub(super) fn key(&self) -> Option<&MadeKey> {
+        self.head.as_ref()?.made.as_ref()?.key.as_ref()
     }
 }
 

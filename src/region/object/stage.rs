@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, ChunkIndex, ChunkRun, to_usize};
 use crate::job::{JobSpec, JobState, Progress};
 use crate::region::{Outcome, Restored, Wishes};
+use crate::store::PAGE_ENTRIES_MAX;
 
 use super::Shared;
 use super::chunks::{Cover, read_chunk};
@@ -391,7 +392,7 @@ impl Stage {
         let image = &self.spec.target.image;
         let attempt = names::attempt(image, self.spec.job, epoch);
         let prefix = names::chunk_at(&attempt, index);
-        let page = self.shared.store.list(&prefix, None, 16).await?;
+        let page = self.shared.store.list(&prefix, None, PAGE_ENTRIES_MAX).await?;
         let lock = self.inner().attempt.as_ref().and_then(|attempt| attempt.lock.clone());
         let salt = self.write_of(index).map(|(_, salt)| salt);
         let ours = page.entries.into_iter().filter_map(|entry| {

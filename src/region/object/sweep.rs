@@ -382,11 +382,7 @@ fn names_it(made: &Image, sight: &Sight, epoch: u32, part: &Part) -> bool {
 /// Whether that is a wrapped key beside the one that the head of a committed image names: what a
 /// rewrap has left that came to no end, or is about to name.
 fn is_stale_key(held: &Held, entry: &Entry) -> bool {
-    let head = held.head.as_ref().filter(|head| head.sight.phase == Phase::Committed);
-    let Some((head, key)) = head.and_then(|head| Some((head, head.made.as_ref()?.key.as_ref()?)))
-    else {
-        return false;
-    };
+    let (Some(head), Some(key)) = (&held.head, held.key()) else { return false };
     match names::read(&head.image, &entry.key) {
         Named::Part { job, epoch, part: Part::Key(digest) } => {
             (job, epoch) == (head.sight.job, head.sight.epoch) && digest != key.digest

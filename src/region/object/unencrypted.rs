@@ -37,7 +37,7 @@ impl Keys {
 
     pub(super) async fn open(
         &self,
-        _wrapped: &[u8],
+        _wrapped: Bytes,
         _image: &ImageId,
         _geometry: Geometry,
     ) -> Result<Lock> {

@@ -1,21 +1,22 @@
 //! Encrypted images in object stores: nothing in clear in the bucket, nothing altered unseen, the
 //! key gone before anything else, and another key without touching a chunk.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use blockferry::chunk::Digest;
 use blockferry::engine::{CancelAnswer, Engine};
 use blockferry::geometry::{ByteRange, ChunkIndex};
-use blockferry::id::ImageId;
-use blockferry::keys::MemoryKeyring;
+use blockferry::id::{ImageId, KeyId};
+use blockferry::keys::{BoxFuture as KeyFuture, DataKey, KeyProvider, MemoryKeyring};
 use blockferry::options::{CopyOptions, Encryption, EngineOptions, Limits, Verify};
 use blockferry::region::object::head::MadeKey;
 use blockferry::region::object::rules::Phase;
 use blockferry::region::object::{ObjectOptions, ObjectRegion};
 use blockferry::region::{DirRegion, MemoryRegion, Outcome, Region, Settled, Vote};
 use blockferry::seal::{Seal, seal};
-use blockferry::store::model::{Fate, Model};
+use blockferry::store::model::{Fate, Model, ModelStore};
 use blockferry::store::{Fencing, S3Store};
 use blockferry::testing::{Fixture, Place, conformance};
 use blockferry::{ErrorKind, Result};
@@ -700,36 +701,203 @@ async fn rewrap_changes_head_and_wrapped_key_and_nothing_else() {
     }
 }
 
-/// A sweep that takes a new wrapped key for a leftover while it is about to be named.
-#[tokio::test(start_paused = true)]
-async fn a_sweep_and_a_rewrap_at_once_never_lose_the_key() {
-    let cloud = Cloud::encrypted(Fencing::Swap);
-    let (one, _) = cloud.member();
-    let target = one.stage(&spec(1)).await.unwrap();
-    let manifest = write(&*target, &spec(1)).await.unwrap();
-    assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
-    target.finish().await.unwrap();
-    drop(target);
-    let mut lost = 0;
+/// Somebody who wraps a key alike each time, as keys that wrap keys in hardware often do.
+#[derive(Debug)]
+struct Constant;
+
+impl Constant {
+    /// What hides a data key, and what proves it.
+    fn pads(key: &KeyId, context: &[u8]) -> [[u8; 32]; 2] {
+        let of =
+            |n: &[u8]| *blake3::hash(&[key.as_str().as_bytes(), n, context].concat()).as_bytes();
+        [of(b"hide"), of(b"prove")]
+    }
+}
+
+impl KeyProvider for Constant {
+    fn wrap_key<'a>(
+        &'a self,
+        key: &'a KeyId,
+        data_key: &'a DataKey,
+        context: &'a [u8],
+    ) -> KeyFuture<'a, Result<Vec<u8>>> {
+        let [hide, prove] = Self::pads(key, context);
+        let hidden = data_key.as_bytes().iter().zip(hide).map(|(byte, pad)| byte ^ pad);
+        let proof = *blake3::keyed_hash(&prove, data_key.as_bytes()).as_bytes();
+        Box::pin(std::future::ready(Ok(hidden.chain(proof).collect())))
+    }
+
+    fn unwrap_key<'a>(
+        &'a self,
+        key: &'a KeyId,
+        wrapped: &'a [u8],
+        context: &'a [u8],
+    ) -> KeyFuture<'a, Result<DataKey>> {
+        let [hide, prove] = Self::pads(key, context);
+        let mut bytes = hide;
+        bytes.iter_mut().zip(wrapped).for_each(|(byte, hidden)| *byte ^= hidden);
+        let fits = wrapped[32..] == *blake3::keyed_hash(&prove, &bytes).as_bytes();
+        let denied = || blockferry::Error::new(ErrorKind::Denied, "unwrap a data key");
+        Box::pin(std::future::ready(fits.then(|| DataKey::from_bytes(bytes)).ok_or_else(denied)))
+    }
+}
+
+/// A bucket with one image under `k1`.
+struct Made {
+    cloud: Cloud,
+    keys: Arc<dyn KeyProvider>,
+}
+
+impl Made {
+    async fn new(keys: Arc<dyn KeyProvider>) -> Self {
+        let made = Self { cloud: Cloud::new(Fencing::Swap), keys };
+        let (region, _) = made.daemon();
+        let mut job = spec(1);
+        job.key = Some(key("k1"));
+        let target = region.stage(&job).await.unwrap();
+        let manifest = write(&*target, &job).await.unwrap();
+        assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
+        target.finish().await.unwrap();
+        drop(target);
+        made
+    }
+
+    fn daemon(&self) -> (ObjectRegion, ModelStore) {
+        let (region, store) = self.cloud.daemon();
+        (region.with_keys(self.keys.clone()), store)
+    }
+
+    fn wrapped(&self) -> usize {
+        self.cloud.model.keys().into_iter().filter(|key| key.contains("/key-")).count()
+    }
+}
+
+/// Who rewraps, and who does something else meanwhile, that many steps later; `unheard`: the first
+/// swap of the one is carried out, and the answer lost.
+async fn rewrap_beside(keys: Arc<dyn KeyProvider>, rival: Option<&str>, unheard: bool) -> usize {
+    let made = Made::new(keys).await;
+    let mut gone = 0;
     for (later, to) in (0..80).zip(["k1", "k2"].into_iter().cycle()) {
-        let ((slow, _), (other, _)) = (cloud.member(), cloud.member());
-        let to = to.parse().unwrap();
-        let id = image();
-        let rewrap = slow.objects.rewrap(&id, &to);
-        let sweep = async {
+        let what = format!("{rival:?} {later} steps later, unheard: {unheard}");
+        let ((slow, store), (other, _)) = (made.daemon(), made.daemon());
+        let lost = AtomicBool::new(!unheard);
+        store.hook(move |call| {
+            let swaps = call.verb == "put" && call.key.ends_with("/head");
+            if swaps && !lost.swap(true, Relaxed) { Fate::LostAfter } else { Fate::Answered }
+        });
+        let (to, id) = (key(to), image());
+        let rewrap = slow.rewrap(&id, &to);
+        let beside = async {
             for _ in 0..later {
                 tokio::task::yield_now().await;
             }
-            other.objects.sweep(true, Duration::ZERO).await
+            match rival {
+                None => other.sweep(true, Duration::ZERO).await.map(|swept| swept.len()),
+                Some(to) => other.rewrap(&image(), &key(to)).await.map(|_| 0),
+            }
         };
-        let (rewrapped, swept) = tokio::join!(rewrap, sweep);
+        let (rewrapped, beside) = tokio::join!(rewrap, beside);
         rewrapped.unwrap();
-        lost += swept.unwrap().len();
-        assert_eq!(read(&*other).await, Some(bytes()), "a sweep {later} steps later");
-        let wrapped = cloud.model.keys().into_iter().filter(|key| key.contains("/key-"));
-        assert_eq!(wrapped.count(), 1, "a sweep {later} steps later");
+        gone += beside.unwrap();
+        assert_eq!(read(&other).await, Some(bytes()), "{what}");
+        assert_eq!(made.wrapped(), 1, "{what}");
+        let named = made.cloud.head("m-1").unwrap().made.unwrap().key.unwrap().id;
+        assert!(named == to || rival.is_some_and(|rival| named == key(rival)), "{what}: {named}");
     }
-    assert!(lost > 0, "no sweep has met a key that was about to be named");
+    gone
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_and_a_rewrap_at_once_never_lose_the_key() {
+    let gone = rewrap_beside(keys(), None, false).await;
+    assert!(gone > 0, "no sweep has met a key that was about to be named");
+    rewrap_beside(keys(), None, true).await;
+    rewrap_beside(Arc::new(Constant), None, false).await;
+    rewrap_beside(Arc::new(Constant), None, true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_rewraps_at_once_never_lose_the_key() {
+    for rival in ["k1", "k2"] {
+        for unheard in [false, true] {
+            rewrap_beside(keys(), Some(rival), unheard).await;
+            rewrap_beside(Arc::new(Constant), Some(rival), unheard).await;
+        }
+    }
+}
+
+/// Who removes an image while another rewraps it; in the end nothing is left but the tombstone.
+#[tokio::test(start_paused = true)]
+async fn a_removal_and_a_rewrap_at_once_leave_no_key() {
+    for unheard in [false, true] {
+        for later in 0..60 {
+            let made = Made::new(keys()).await;
+            let ((slow, store), (other, _)) = (made.daemon(), made.daemon());
+            let lost = AtomicBool::new(!unheard);
+            store.hook(move |call| {
+                let swaps = call.verb == "put" && call.key.ends_with("/head");
+                if swaps && !lost.swap(true, Relaxed) { Fate::LostAfter } else { Fate::Answered }
+            });
+            let (to, id) = (key("k2"), image());
+            let rewrap = slow.rewrap(&id, &to);
+            let remove = async {
+                for _ in 0..later {
+                    tokio::task::yield_now().await;
+                }
+                other.remove(&image()).await
+            };
+            let (rewrapped, removed) = tokio::join!(rewrap, remove);
+            removed.unwrap();
+            assert!(matches!(kind(rewrapped), None | Some(ErrorKind::NotFound)));
+            assert_eq!(read(&other).await, None);
+            assert_eq!(made.cloud.strays(), Vec::<String>::new(), "{later} steps later");
+        }
+    }
+}
+
+/// The delete of an old wrapped key comes late, when the image is under that key once more.
+#[tokio::test(start_paused = true)]
+async fn a_late_delete_hits_no_later_key_also_if_it_is_wrapped_alike() {
+    let made = Made::new(Arc::new(Constant)).await;
+    let (slow, store) = made.daemon();
+    store.hook(|call| if call.verb == "delete" { Fate::Late } else { Fate::Answered });
+    assert_eq!(kind(slow.rewrap(&image(), &key("k2")).await), Some(ErrorKind::Unavailable));
+    let (other, _) = made.daemon();
+    assert_eq!(other.list().await.unwrap()[0].key, Some(key("k2")), "it counts all the same");
+    assert_eq!(other.rewrap(&image(), &key("k1")).await.unwrap(), key("k2"));
+    assert_eq!(other.rewrap(&image(), &key("k1")).await.unwrap(), key("k1"));
+    made.cloud.model.land_all();
+    assert_eq!(read(&other).await, Some(bytes()));
+    assert_eq!(made.wrapped(), 1);
+}
+
+/// A data key that somebody else knows, wrapped for this very job under a key that both may use.
+#[tokio::test(start_paused = true)]
+async fn a_staged_key_that_is_not_under_the_jobs_key_is_not_taken() {
+    let ring = keys();
+    let begun = async |under: &str| {
+        let made = Made { cloud: Cloud::new(Fencing::Swap), keys: ring.clone() };
+        let mut job = spec(1);
+        job.key = Some(key(under));
+        let target = made.daemon().0.stage(&job).await.unwrap();
+        target.begin().await.unwrap();
+        drop(target);
+        let keys = made.cloud.model.keys();
+        let kept = keys.into_iter().find(|key| key.contains("/key-")).unwrap();
+        (made, job, kept)
+    };
+    let (made, job, own) = begun("k1").await;
+    let (elsewhere, _, theirs) = begun("k2").await;
+    made.cloud.model.remove(&own);
+    made.cloud.model.insert(&theirs, elsewhere.cloud.model.bytes(&theirs).unwrap());
+    let (region, _) = made.daemon();
+    let target = region.reopen(&job).await.unwrap();
+    let manifest = write(&*target, &job).await.unwrap();
+    assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
+    target.finish().await.unwrap();
+    assert_eq!(region.list().await.unwrap()[0].key, Some(key("k1")));
+    assert!(made.wrapped() == 1 && made.cloud.model.bytes(&theirs).is_none());
+    assert_eq!(read(&region).await, Some(bytes()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
