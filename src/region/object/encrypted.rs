@@ -127,7 +127,11 @@ impl Lock {
         let mark = chunk.mark(digest)?;
         let (packing, mut bytes) = match packed {
             Some(packed) => (Packing::Zstd, Vec::from(packed)),
-            None => (Packing::Raw, plain.to_vec()),
+            None => {
+                let mut bytes = Vec::with_capacity(plain.len() + TAG_LEN);
+                bytes.extend_from_slice(plain);
+                (Packing::Raw, bytes)
+            }
         };
         chunk.seal(&mark, packing, &mut bytes)?;
         Ok((salt, mark, bytes.into()))

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::chunk::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::to_u64;
+use crate::id::{ImageId, JobId};
 use crate::job::JobSpec;
 use crate::region::refuse_key;
 use crate::store::{Condition, Put};
@@ -26,7 +27,8 @@ impl Stage {
             return refuse_key(&self.spec).map(|()| None);
         };
         let (image, job) = (&self.spec.target.image, self.spec.job);
-        for epoch in (base.saturating_add(1)..before).rev() {
+        let earlier = self.shared.attempts(image, job).await?.into_iter();
+        for epoch in earlier.filter(|epoch| (base.saturating_add(1)..before).contains(epoch)) {
             let attempt = names::attempt(image, job, epoch);
             if let Some(lock) = self.shared.find_lock(&attempt, &self.spec).await? {
                 return Ok(Some(Arc::new(lock)));
@@ -37,6 +39,17 @@ impl Stage {
 }
 
 impl Shared {
+    /// The attempts of that job of which something is there, the last one first. They are not
+    /// counted out of a head: that is only as bounded as who wrote it wants.
+    pub(super) async fn attempts(&self, image: &ImageId, job: JobId) -> Result<Vec<u32>> {
+        let folders = self.store.folders(&names::image(image)).await?;
+        let attempts = folders.iter().filter_map(|folder| names::read_attempt(folder));
+        let mut epochs: Vec<u32> =
+            attempts.filter(|(of, _)| *of == job).map(|(_, epoch)| epoch).collect();
+        epochs.sort_unstable_by_key(|epoch| std::cmp::Reverse(*epoch));
+        Ok(epochs)
+    }
+
     /// The key that an attempt of that job has kept, if it has kept one. One that is damaged opens
     /// nothing, and one that somebody else has wrapped is none of the job's: they are passed over.
     async fn find_lock(&self, attempt: &str, spec: &JobSpec) -> Result<Option<Lock>> {

@@ -167,14 +167,20 @@ pub(crate) fn read(image: &ImageId, key: &str) -> Named {
     if let Some(seq) = name.strip_prefix("head.") {
         return hex(seq, 16).map_or(Named::Foreign, |seq| Named::Head(Some(seq)));
     }
-    let attempt = name.split_once('/').and_then(|(attempt, part)| {
-        let (job, epoch) = attempt.split_once('.')?;
-        Some((job.parse().ok()?, hex32(epoch)?, part))
+    let attempt = name.split_once('/').and_then(|(folder, part)| {
+        let (job, epoch) = read_attempt(folder)?;
+        Some((job, epoch, part))
     });
     match attempt {
         Some((job, epoch, part)) => Named::Part { job, epoch, part: read_part(part) },
         None => Named::Foreign,
     }
+}
+
+/// The job, and the number of its attempt, of a folder below an image's.
+pub(crate) fn read_attempt(folder: &str) -> Option<(JobId, u32)> {
+    let (job, epoch) = folder.split_once('.')?;
+    Some((job.parse().ok()?, hex32(epoch)?))
 }
 
 fn read_part(name: &str) -> Part {

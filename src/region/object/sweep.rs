@@ -78,7 +78,8 @@ impl Shared {
         };
         if head.encrypted {
             // Order: what opens it, then the rest; from then on what is left of it is noise.
-            for epoch in sight.base.saturating_add(1)..=sight.epoch {
+            self.store.settle().await;
+            for epoch in self.attempts(image, sight.job).await? {
                 let attempt = names::attempt(image, sight.job, epoch);
                 self.delete_all(&names::wrapped_keys(&attempt), of_it).await?;
             }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use blockferry::chunk::Digest;
+use blockferry::chunk::{Digest, Sealed};
 use blockferry::engine::{CancelAnswer, Engine};
 use blockferry::geometry::{ByteRange, ChunkIndex};
 use blockferry::id::{ImageId, KeyId};
@@ -168,6 +168,7 @@ async fn what_is_packed_is_packed_before_it_is_encrypted() {
     // A chunk that packs well, one that does not, one of zeros, and a short one.
     let mut bytes = noise(4, 3 * 64 * KIB + 999);
     bytes[..64 << 10].fill(7);
+    blake3::Hasher::new().finalize_xof().fill(&mut bytes[64 << 10..128 << 10]);
     bytes[128 << 10..192 << 10].fill(0);
     here.memory.insert(&named("raw"), bytes.clone());
     here.copy("m/raw", "north/one", under("k1")).await;
@@ -188,7 +189,7 @@ async fn what_is_packed_is_packed_before_it_is_encrypted() {
 async fn the_same_text_is_never_encrypted_alike() {
     let (model, ring) = (Model::new(), keys());
     let here = machine(&model, Some(&ring)).await;
-    here.memory.insert(&named("raw"), vec![7; 4 * 64 << 10]);
+    here.memory.insert(&named("raw"), vec![7; (4 * 64) << 10]);
     for to in ["north/one", "north/two"] {
         here.copy("m/raw", to, under("k1")).await;
     }
@@ -257,6 +258,14 @@ async fn what_somebody_puts_among_staged_chunks_is_not_taken() {
     let note = [&note[..], &sum].concat();
     model.insert(&format!("{folder}/zeros.000000ff"), note);
     let there = marks();
+    // What is named like a wrapped key, and listed before the one there is.
+    let kept = model.keys().into_iter().find(|key| key.starts_with(&format!("{folder}/key-")));
+    let forged = (0_u32..).map(|n| n.to_le_bytes()).find_map(|bytes| {
+        let name = format!("{folder}/key-{}", blake3::hash(&bytes));
+        (name < *kept.as_ref().unwrap()).then_some((name, bytes))
+    });
+    let (name, garbage) = forged.unwrap();
+    model.insert(&name, garbage.to_vec());
     for index in 20..24 {
         let name = format!("{folder}/{index:08x}-{}", "5c".repeat(32));
         model.insert(&name, vec![7; 64 << 10]);
@@ -266,9 +275,11 @@ async fn what_somebody_puts_among_staged_chunks_is_not_taken() {
     model.insert(&format!("{folder}/0000001f-{}", "5c".repeat(72)), vec![7; 64 << 10]);
     here.engine.limit(job.id(), Limits::NONE).await.unwrap();
     let resumed = here.engine.resume(job.id()).await.unwrap();
-    committed(ended(&resumed).await);
+    let receipt = committed(ended(&resumed).await);
+    assert!(receipt.resumed_bytes > 0, "the key that was kept is not passed over: {receipt:?}");
     here.copy("north/one", "m/back", plain()).await;
     assert!(here.memory.bytes(&named("back")).unwrap() == bytes, "what was forged came through");
+    assert!(model.bytes(&name).is_none(), "what was forged is gone");
     assert_eq!(model.keys().iter().filter(|key| key.contains("5c5c5c5c")).count(), 0);
 }
 
@@ -298,11 +309,10 @@ fn first_of(deleted: &[String]) -> (Option<usize>, Option<usize>) {
 
 #[track_caller]
 fn assert_key_first(deleted: &[String]) {
-    let (Some(key), Some(chunk)) = first_of(deleted) else {
-        panic!("no key or no chunk was deleted: {deleted:?}");
-    };
+    let (key, chunk) = first_of(deleted);
+    assert!(key.is_some() && chunk.is_some(), "no key or no chunk was deleted: {deleted:?}");
     assert!(key < chunk, "a chunk went before the key: {deleted:?}");
-    let last_key = deleted.iter().rposition(|key| key.contains("/key-")).unwrap();
+    let last_key = deleted.iter().rposition(|key| key.contains("/key-"));
     assert!(last_key < chunk, "a chunk went before the last key: {deleted:?}");
 }
 
@@ -500,6 +510,16 @@ async fn objects_in_each_others_place_are_refused() {
     tiny.model.insert(&place, before);
 }
 
+/// The third chunk of the image: a full one, that does not pack.
+fn third() -> Sealed {
+    let (geometry, index) = (spec(1).geometry, ChunkIndex::new(2));
+    let range = geometry.range(index);
+    let (from, to) = (usize::try_from(range.offset), usize::try_from(range.end()));
+    let piece = Bytes::copy_from_slice(&bytes()[from.unwrap()..to.unwrap()]);
+    let Seal::Data(chunk) = seal(geometry, index, piece) else { unreachable!("it is not zero") };
+    chunk
+}
+
 /// Chunks of one image: swapped, of an earlier write, of an earlier attempt.
 #[tokio::test(flavor = "multi_thread")]
 async fn chunks_in_each_others_place_are_refused() {
@@ -508,17 +528,13 @@ async fn chunks_in_each_others_place_are_refused() {
     let target = daemon.stage(&spec(1)).await.unwrap();
     let manifest = write(&*target, &spec(1)).await.unwrap();
     // The last full chunk is written a second time: same text, same attempt.
-    let range = spec(1).geometry.range(ChunkIndex::new(2));
-    let (from, to) = (usize::try_from(range.offset), usize::try_from(range.end()));
-    let piece = Bytes::copy_from_slice(&bytes()[from.unwrap()..to.unwrap()]);
     let marks = || {
         let keys = cloud.model.keys().into_iter();
         keys.filter(|key| key.contains("/00000002-")).collect::<Vec<_>>()
     };
     let first = marks()[0].clone();
     let replayed = cloud.model.bytes(&first).unwrap();
-    let Seal::Data(again) = seal(spec(1).geometry, ChunkIndex::new(2), piece) else { panic!() };
-    assert_eq!(target.write(again).await.unwrap().run().first, ChunkIndex::new(2));
+    assert_eq!(target.write(third()).await.unwrap().run().first, ChunkIndex::new(2));
     assert_eq!(marks().len(), 2, "each write is another object");
     assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
     target.finish().await.unwrap();
@@ -542,7 +558,7 @@ async fn chunks_in_each_others_place_are_refused() {
     fails("another chunk").await;
     cloud.model.insert(&at(2), two.slice(..two.len() - 1));
     fails("a chunk cut short").await;
-    cloud.model.insert(&at(2), bytes()[from.unwrap()..to.unwrap()].to_vec());
+    cloud.model.insert(&at(2), third().data().to_vec());
     fails("the chunk in clear").await;
     cloud.model.insert(&at(2), two);
     assert_eq!(read(&*daemon).await, Some(bytes()));
@@ -568,10 +584,17 @@ async fn a_staged_chunk_that_does_not_decrypt_does_not_verify() {
     write(&*target, &spec(1)).await.unwrap();
     let whole = ByteRange::new(0, spec(1).geometry.image_bytes());
     assert!(target.read_back(whole).await.unwrap() == bytes());
-    let key = cloud.model.keys().into_iter().find(|key| key.contains("/00000002-")).unwrap();
-    let mut stored = cloud.model.bytes(&key).unwrap().to_vec();
-    stored[1000] ^= 1;
-    cloud.model.insert(&key, stored);
+    // Each retry of a write is an object of its own; the last one counts, wherever it is listed.
+    for _ in 0..100 {
+        let written = target.write(third()).await.unwrap();
+        assert_eq!(written.run().first, ChunkIndex::new(2));
+    }
+    assert!(target.read_back(whole).await.unwrap() == bytes());
+    for key in cloud.model.keys().into_iter().filter(|key| key.contains("/00000002-")) {
+        let mut stored = cloud.model.bytes(&key).unwrap().to_vec();
+        stored[1000] ^= 1;
+        cloud.model.insert(&key, stored);
+    }
     assert!(target.read_back(whole).await.unwrap().len() < bytes().len());
 }
 
@@ -898,6 +921,32 @@ async fn a_staged_key_that_is_not_under_the_jobs_key_is_not_taken() {
     assert_eq!(region.list().await.unwrap()[0].key, Some(key("k1")));
     assert!(made.wrapped() == 1 && made.cloud.model.bytes(&theirs).is_none());
     assert_eq!(read(&region).await, Some(bytes()));
+}
+
+/// A head is no more than what somebody has put there: how many attempts it speaks of bounds nothing.
+#[tokio::test(start_paused = true)]
+async fn a_head_that_speaks_of_very_many_attempts_costs_no_more_than_another() {
+    let made = Made { cloud: Cloud::new(Fencing::Swap), keys: keys() };
+    let mut job = spec(1);
+    job.key = Some(key("k1"));
+    let target = made.daemon().0.stage(&job).await.unwrap();
+    write(&*target, &job).await.unwrap();
+    drop(target);
+    let mut head = made.cloud.head("m-1").unwrap();
+    head.sight.epoch = u32::MAX - 10;
+    made.cloud.model.insert("north/images/m-1/head", head.encode());
+    let (region, store) = made.daemon();
+    store.fate_from(1000, Fate::Denied);
+    let target = region.reopen(&job).await.unwrap();
+    let restored = target.begin().await.unwrap();
+    assert_eq!(restored.data_bytes, 2 * CHUNK + 77, "with the key of the first attempt");
+    drop(target);
+    until("it is cancelled and cleaned", async || {
+        let vote = region.cancel(job.job, &image()).await.unwrap();
+        matches!(vote, Vote::Cancelled { clean: true, .. })
+    })
+    .await;
+    assert_eq!(made.cloud.model.keys(), ["north/images/m-1/head"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -171,7 +171,9 @@ impl S3 for Backend {
         &self,
         request: S3Request<DeleteObjectInput>,
     ) -> Reply<DeleteObjectOutput> {
-        self.store.delete(&[request.input.key]).await.map_err(failed)?;
+        let key = request.input.key;
+        self.store.delete(std::slice::from_ref(&key)).await.map_err(failed)?;
+        self.deleted.lock().unwrap().push(key);
         reply(DeleteObjectOutput::default())
     }
 
