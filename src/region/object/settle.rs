@@ -19,9 +19,14 @@ const CANCEL_PAUSE: Duration = Duration::from_millis(100);
 
 impl Shared {
     pub(super) async fn remove(&self, image: &ImageId) -> Result<()> {
+        let mut asked = None;
         loop {
             let held = self.register.read(image).await?;
             let Some(head) = &held.head else { return Err(missing("remove", image)) };
+            // Whoever was faster may have removed it, and another image may have come since.
+            if *asked.get_or_insert(head.sight.job) != head.sight.job {
+                return Err(missing("remove", image));
+            }
             match head.sight.phase {
                 Phase::Removing => return self.bury(&held).await,
                 Phase::Committed => {}

@@ -1,8 +1,11 @@
 //! Encrypted images in object stores: nothing in clear in the bucket, nothing altered unseen, the
 //! key gone before anything else, and another key without touching a chunk.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use blockferry::chunk::{Digest, Sealed};
@@ -795,13 +798,49 @@ impl Made {
     }
 }
 
-/// Who rewraps, and who does something else meanwhile, that many steps later; `unheard`: the first
-/// swap of the one is carried out, and the answer lost.
+/// Takes the first so many steps of the one, then all of the other, then the rest; or, `abreast`,
+/// the other begins so many steps later, and both go on in turns.
+async fn meet<A, B>(
+    one: impl Future<Output = A>,
+    other: impl Future<Output = B>,
+    later: usize,
+    abreast: bool,
+) -> (A, B) {
+    let mut one = pin!(one);
+    if abreast {
+        let other = async {
+            for _ in 0..later {
+                tokio::task::yield_now().await;
+            }
+            other.await
+        };
+        return tokio::join!(one, other);
+    }
+    let mut done = None;
+    for _ in 0..later {
+        if done.is_none() {
+            let step = poll_fn(|context| Poll::Ready(one.as_mut().poll(context)));
+            if let Poll::Ready(ended) = step.await {
+                done = Some(ended);
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    let other = other.await;
+    match done {
+        Some(done) => (done, other),
+        None => (one.await, other),
+    }
+}
+
+/// Who rewraps, and who does something else meanwhile; `unheard`: the first swap of the one is
+/// carried out, and the answer lost.
 async fn rewrap_beside(keys: Arc<dyn KeyProvider>, rival: Option<&str>, unheard: bool) -> usize {
     let made = Made::new(keys).await;
-    let mut gone = 0;
-    for (later, to) in (0..80).zip(["k1", "k2"].into_iter().cycle()) {
-        let what = format!("{rival:?} {later} steps later, unheard: {unheard}");
+    let (mut gone, turns) = (0, ["k1", "k2"].into_iter().cycle());
+    for (step, to) in (0..120).zip(turns) {
+        let (later, abreast) = (step / 4, step % 4 < 2);
+        let what = format!("{rival:?} {later} steps later, {abreast}, unheard: {unheard}");
         let ((slow, store), (other, _)) = (made.daemon(), made.daemon());
         let lost = AtomicBool::new(!unheard);
         store.hook(move |call| {
@@ -809,17 +848,14 @@ async fn rewrap_beside(keys: Arc<dyn KeyProvider>, rival: Option<&str>, unheard:
             if swaps && !lost.swap(true, Relaxed) { Fate::LostAfter } else { Fate::Answered }
         });
         let (to, id) = (key(to), image());
-        let rewrap = slow.rewrap(&id, &to);
         let beside = async {
-            for _ in 0..later {
-                tokio::task::yield_now().await;
-            }
             match rival {
                 None => other.sweep(true, Duration::ZERO).await.map(|swept| swept.len()),
                 Some(to) => other.rewrap(&image(), &key(to)).await.map(|_| 0),
             }
         };
-        let (rewrapped, beside) = tokio::join!(rewrap, beside);
+        let rewrap = Box::pin(slow.rewrap(&id, &to));
+        let (rewrapped, beside) = meet(rewrap, Box::pin(beside), later, abreast).await;
         rewrapped.unwrap();
         gone += beside.unwrap();
         assert_eq!(read(&other).await, Some(bytes()), "{what}");
@@ -853,7 +889,8 @@ async fn two_rewraps_at_once_never_lose_the_key() {
 #[tokio::test(start_paused = true)]
 async fn a_removal_and_a_rewrap_at_once_leave_no_key() {
     for unheard in [false, true] {
-        for later in 0..60 {
+        for step in 0..80 {
+            let (later, abreast) = (step / 2, step % 2 == 0);
             let made = Made::new(keys()).await;
             let ((slow, store), (other, _)) = (made.daemon(), made.daemon());
             let lost = AtomicBool::new(!unheard);
@@ -862,19 +899,44 @@ async fn a_removal_and_a_rewrap_at_once_leave_no_key() {
                 if swaps && !lost.swap(true, Relaxed) { Fate::LostAfter } else { Fate::Answered }
             });
             let (to, id) = (key("k2"), image());
-            let rewrap = slow.rewrap(&id, &to);
-            let remove = async {
-                for _ in 0..later {
-                    tokio::task::yield_now().await;
-                }
-                other.remove(&image()).await
-            };
-            let (rewrapped, removed) = tokio::join!(rewrap, remove);
+            let remove = other.remove(&id);
+            let (rewrapped, removed) =
+                meet(Box::pin(slow.rewrap(&id, &to)), remove, later, abreast).await;
             removed.unwrap();
             assert!(matches!(kind(rewrapped), None | Some(ErrorKind::NotFound)));
             assert_eq!(read(&other).await, None);
             assert_eq!(made.cloud.strays(), Vec::<String>::new(), "{later} steps later");
         }
+    }
+}
+
+/// Who asked for an image to be removed did not ask for the one that has come since.
+#[tokio::test(start_paused = true)]
+async fn a_removal_takes_no_image_that_has_come_since() {
+    for later in 2..20 {
+        let made = Made::new(keys()).await;
+        let ((slow, _), (other, _)) = (made.daemon(), made.daemon());
+        let mut job = spec(2);
+        job.key = Some(key("k2"));
+        let replaced = async {
+            other.rewrap(&image(), &key("k2")).await?;
+            other.remove(&image()).await?;
+            let target = other.stage(&job).await?;
+            let manifest = write(&*target, &job).await?;
+            assert_eq!(target.commit(&manifest).await?, Outcome::Committed);
+            target.finish().await
+        };
+        let id = image();
+        let (removed, replaced) = meet(slow.remove(&id), Box::pin(replaced), later, false).await;
+        let told = (kind(removed), kind(replaced));
+        // It had just been removed when the other one came to it.
+        let gone = told.1 == Some(ErrorKind::NotFound);
+        assert!(gone || told.1.is_none(), "{later} steps later: {told:?}");
+        assert!(matches!(told.0, None | Some(ErrorKind::NotFound)), "{later}: {told:?}");
+        let there = made.cloud.head("m-1").unwrap();
+        let stands = there.sight.phase == Phase::Committed && there.sight.job == job.job;
+        assert!(gone || stands, "{later} steps later: {:?}", there.sight);
+        assert!(gone || read(&other).await == Some(bytes()), "{later} steps later");
     }
 }
 
