@@ -384,17 +384,17 @@ mod tests {
     use crate::store::model::{Fate, Model};
 
     #[derive(Default)]
-    struct Counted(std::sync::Mutex<Vec<u64>>);
+    struct Counted(Mutex<Vec<u64>>);
 
     impl Toll for Counted {
         fn pass(&self, bytes: u64) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-            Box::pin(async move { self.0.lock().unwrap().push(bytes) })
+            Box::pin(async move { locked(&self.0).push(bytes) })
         }
     }
 
     impl Counted {
         fn told(&self) -> Vec<u64> {
-            std::mem::take(&mut *self.0.lock().unwrap())
+            std::mem::take(&mut *locked(&self.0))
         }
     }
 
