@@ -29,10 +29,13 @@ impl Stage {
             return Ok(outcome);
         }
         let Some(head) = now.head.clone() else { return Err(self.fenced()) };
-        let parts = self.parts(manifest)?;
-        self.check_listed(manifest, &parts).await?;
-        let attempt = names::attempt(image, self.spec.job, head.sight.epoch);
-        let made = self.put_image(&attempt, &parts, manifest).await?;
+        let made = match self.make(head.sight.epoch, manifest).await {
+            Ok(made) => made,
+            // Who has cancelled from elsewhere deletes what is looked for here.
+            Err(error) => {
+                return self.decided(&self.shared.register.read(image).await?)?.ok_or(error);
+            }
+        };
         // Order: everything that the head will name is there, then the head. This is the decision.
         let next = head.moved(Phase::Committed, Some(made), draw()?);
         match self.shared.register.swap(&now, next).await? {
@@ -45,6 +48,14 @@ impl Stage {
                     .within(self.location())
             }),
         }
+    }
+
+    /// Everything that the head will name.
+    async fn make(&self, epoch: u32, manifest: &Manifest) -> Result<Made> {
+        let parts = self.parts(manifest)?;
+        self.check_listed(manifest, &parts).await?;
+        let attempt = names::attempt(&self.spec.target.image, self.spec.job, epoch);
+        self.put_image(&attempt, &parts, manifest).await
     }
 
     /// How the job was decided; `None`: it is not, and this owner may.

@@ -20,6 +20,20 @@ use super::places::{Cloud, LONG, bytes, image, read, spec, write};
 
 const BOTH: [Fencing; 2] = [Fencing::Swap, Fencing::Numbered];
 
+/// Another daemon has cancelled what is staged, at once; of its parts nothing is removed here.
+fn cancel_now(cloud: &Cloud) {
+    let staged = cloud.head("m-1").unwrap();
+    let aborting = staged.moved(Phase::Aborting, None, [7; 16]);
+    let aborted = aborting.moved(Phase::Aborted, None, [8; 16]);
+    for head in [aborting, aborted] {
+        let key = match cloud.fencing {
+            Fencing::Numbered => format!("head.{:016x}", head.sight.seq),
+            _ => "head".to_owned(),
+        };
+        cloud.model.insert(&format!("north/images/m-1/{key}"), head.encode());
+    }
+}
+
 /// A daemon takes a stage over from one that shows no sign of life, and goes on where it was.
 #[tokio::test(start_paused = true)]
 async fn another_daemon_goes_on_with_nothing_but_the_store() {
@@ -194,6 +208,29 @@ async fn a_commit_that_lands_late_loses() {
     }
 }
 
+/// Another daemon cancels while the owner looks for what its commit needs.
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_finds_its_chunks_gone_is_told_of_the_cancel() {
+    for fencing in BOTH {
+        let cloud = Cloud::new(fencing);
+        let (one, client) = cloud.daemon();
+        let target = one.stage(&spec(1)).await.unwrap();
+        let manifest = write(&*target, &spec(1)).await.unwrap();
+        let (there, is_first) = (cloud.clone(), AtomicBool::new(true));
+        client.hook(move |call| {
+            if call.verb == "list" && is_first.swap(false, SeqCst) {
+                cancel_now(&there);
+                for key in there.model.keys().iter().filter(|key| key.contains('-')) {
+                    there.model.remove(key);
+                }
+            }
+            Fate::Answered
+        });
+        let told = target.commit(&manifest).await;
+        assert!(matches!(told, Ok(Outcome::Cancelled)), "{fencing:?}: {told:?}");
+    }
+}
+
 /// A claim comes true and its answer does not come; before its owner looks, another daemon has
 /// cancelled the job and told that it is clean. What was told stays so.
 #[tokio::test(start_paused = true)]
@@ -209,16 +246,7 @@ async fn a_job_that_was_cancelled_before_its_claim_was_answered_is_not_claimed_a
             }
             // It looks for what came of its claim.
             true if is_claimed.swap(false, SeqCst) => {
-                let claimed = there.head("m-1").unwrap();
-                let aborting = claimed.moved(Phase::Aborting, None, [7; 16]);
-                let aborted = aborting.moved(Phase::Aborted, None, [8; 16]);
-                for head in [aborting, aborted] {
-                    let key = match there.fencing {
-                        Fencing::Numbered => format!("head.{:016x}", head.sight.seq),
-                        _ => "head".to_owned(),
-                    };
-                    there.model.insert(&format!("north/images/m-1/{key}"), head.encode());
-                }
+                cancel_now(&there);
                 Fate::Answered
             }
             _ => Fate::Answered,
