@@ -289,7 +289,12 @@ impl Shared {
             let digest = key.digest;
             // Order: what the head will name is there, then the head, then the old one goes. Who
             // sweeps the new one as a leftover has changed the head first.
-            self.put_whole(&names::wrapped_key(&attempt, &digest), new).await?;
+            if let Err(error) = self.put_whole(&names::wrapped_key(&attempt, &digest), new).await {
+                if self.register.read(image).await?.sight() == held.sight() {
+                    return Err(error);
+                }
+                continue;
+            }
             let swapped = self.register.swap(&held, head.rewrapped(key, draw()?)).await?;
             // Lost may also be one that was carried out unheard, and that others have gone on from:
             // what the head says tells. Whichever it does not name, none will ever name again.

@@ -15,8 +15,8 @@
 //!      └────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! The head of a committed image is also swapped when its data key is wrapped anew: for itself, with
-//! another key named.
+//! The head of a committed image is also swapped when its data key is wrapped anew: for itself,
+//! with another key named.
 //!
 //! A head is never deleted: `Aborted` and `Removed` are tombstones, and as good as nothing for the
 //! next claim. Epochs count attempts at the *image*, over all jobs, so that no key of a chunk is
