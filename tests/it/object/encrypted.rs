@@ -455,7 +455,8 @@ impl Tiny {
 async fn each_byte_of_a_tiny_image_is_vouched_for() {
     let tiny = Tiny::new(&["one"]).await;
     assert_eq!(tiny.read("one").await.unwrap(), tiny.bytes);
-    let keys: Vec<String> = tiny.model.keys();
+    let keys = tiny.model.keys().into_iter().filter(|key| key.contains("/images/"));
+    let keys: Vec<String> = keys.collect();
     assert_eq!(keys.len(), 4, "head, key, chunk, manifest: {keys:?}");
     for key in keys {
         let bytes = tiny.model.bytes(&key).unwrap().to_vec();

@@ -26,7 +26,8 @@ pub(crate) fn visible(name: &str, files: [Vec<u8>; 4]) -> Result<Visible, String
         for (file, bytes) in ["data", "manifest", "records", "key"].iter().zip(files) {
             fs::write(temp.path().join(&name).join(file), bytes).unwrap();
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let runtime = runtime.unwrap();
         runtime.block_on(async {
             let dir = DirRegion::open_root(temp.path())?.with_keys(keys());
             let opened = dir.open(&name.parse()?).await?;
