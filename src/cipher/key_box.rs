@@ -4,13 +4,14 @@ use crate::cipher::Uuid;
 use crate::codec::{Decoder, Encoder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
-use crate::id::{ImageId, KeyId};
+use crate::id::{ImageId, JobId, KeyId};
 use crate::keys::WRAPPED_LEN_MAX;
 
 const MAGIC: [u8; 8] = *b"BFKEYBX\0";
 const VERSION: u16 = 1;
 const SUM_CONTEXT: &str = "blockferry 2026-11-26 key box v1";
 const CONTEXT_LABEL: &[u8] = b"blockferry/v1/data-key";
+const OBJECT_CONTEXT_LABEL: &[u8] = b"blockferry/v1/object-data-key";
 
 /// A wrapped data key. It is replaced when the image is given another key, and nothing else is.
 ///
@@ -32,16 +33,24 @@ pub(crate) struct KeyBox {
 }
 
 /// What a wrapped data key is bound to: an image of that name and shape.
-pub(crate) fn context_of(
-    uuid: &Uuid,
-    commitment: &[u8; 32],
-    image: &ImageId,
-    geometry: Geometry,
-) -> Vec<u8> {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bound<'a> {
+    pub(crate) image: &'a ImageId,
+    pub(crate) geometry: Geometry,
+    /// In an object store also the job that makes it: there a resume takes up whatever lies in the
+    /// folder of an attempt, and what an earlier job has made is not to be put there.
+    pub(crate) job: Option<JobId>,
+}
+
+/// The same as bytes, with the name of the encrypted image and the commitment to its data key.
+pub(crate) fn context_of(uuid: &Uuid, commitment: &[u8; 32], bound: &Bound<'_>) -> Vec<u8> {
     let mut out = Encoder::new();
-    out.block(CONTEXT_LABEL).raw(uuid).raw(commitment);
-    out.u64(geometry.image_bytes()).u8(geometry.chunk_size().shift());
-    out.block(image.as_str().as_bytes());
+    out.block(bound.job.map_or(CONTEXT_LABEL, |_| OBJECT_CONTEXT_LABEL)).raw(uuid).raw(commitment);
+    out.u64(bound.geometry.image_bytes()).u8(bound.geometry.chunk_size().shift());
+    out.block(bound.image.as_str().as_bytes());
+    if let Some(job) = bound.job {
+        out.raw(job.as_bytes());
+    }
     out.finish()
 }
 
@@ -94,8 +103,13 @@ mod tests {
         let bytes = sample().encode().unwrap();
         assert_eq!(hex(&bytes), GOLDEN.split_whitespace().collect::<String>());
         assert_eq!(KeyBox::decode(&bytes).unwrap(), sample());
-        let context = context_of(&UUID, &[2; 32], &"m".parse().unwrap(), geometry());
-        assert_eq!(hex(&context), CONTEXT.split_whitespace().collect::<String>());
+        let image = "m".parse().unwrap();
+        let bound = Bound { image: &image, geometry: geometry(), job: None };
+        let made = Bound { job: Some(JobId::from_bytes([3; 16])), ..bound };
+        for (bound, golden) in [(bound, CONTEXT), (made, OBJECT_CONTEXT)] {
+            let context = context_of(&UUID, &[2; 32], &bound);
+            assert_eq!(hex(&context), golden.split_whitespace().collect::<String>());
+        }
     }
 
     const GOLDEN: &str = "
@@ -108,6 +122,12 @@ mod tests {
         16000000 626c6f636b66657272792f76312f646174612d6b6579 757569642d757569642d757569642d75
         0202020202020202020202020202020202020202020202020202020202020202
         e803040000000000 11 01000000 6d
+    ";
+    const OBJECT_CONTEXT: &str = "
+        1d000000 626c6f636b66657272792f76312f6f626a6563742d646174612d6b6579
+        757569642d757569642d757569642d75
+        0202020202020202020202020202020202020202020202020202020202020202
+        e803040000000000 11 01000000 6d 03030303030303030303030303030303
     ";
 
     #[test]

@@ -20,7 +20,7 @@ use crate::geometry::Geometry;
 use crate::keys::DataKey;
 
 pub(crate) use chunk::{ChunkOpener, ChunkSealer, record_len};
-pub(crate) use key_box::{KeyBox, context_of};
+pub(crate) use key_box::{Bound, KeyBox, context_of};
 #[cfg(feature = "object")]
 pub(crate) use object::{MARK_LEN, Mark, Packing};
 pub(crate) use stream::{Header, OpenReader, SealWriter, decode_body, encode_body};
@@ -41,6 +41,7 @@ pub(crate) type Uuid = [u8; 16];
 
 const COMMIT_INFO: &[u8] = b"blockferry/v1/commit";
 const BLIND_INFO: &[u8] = b"blockferry/v1/blind";
+const TEXT_SALT_INFO: &[u8] = b"blockferry/v1/manifest-salt";
 const CHUNK_INFO: &[u8] = b"blockferry/v1/chunk";
 const MANIFEST_INFO: &[u8] = b"blockferry/v1/manifest";
 #[cfg(feature = "object")]
@@ -104,6 +105,21 @@ impl ImageCipher {
         let mut key = Zeroizing::new([0; 32]);
         self.derive(&[], BLIND_INFO, &mut key[..])?;
         Ok(Digest::from_bytes(*blake3::keyed_hash(&key, digest.as_bytes()).as_bytes()))
+    }
+
+    /// The salt of the manifest with that text: the same text always makes the same bytes, so that
+    /// one may be put twice, and no other text has it.
+    pub(crate) fn salt_of_text(
+        &self,
+        text: impl FnOnce(&mut blake3::Hasher) -> Result<()>,
+    ) -> Result<Salt> {
+        let mut key = Zeroizing::new([0; 32]);
+        self.derive(&[], TEXT_SALT_INFO, &mut key[..])?;
+        let mut hasher = blake3::Hasher::new_keyed(&key);
+        text(&mut hasher)?;
+        let mut salt = [0; SALT_LEN];
+        salt.copy_from_slice(&hasher.finalize().as_bytes()[..SALT_LEN]);
+        Ok(salt)
     }
 
     /// Key and nonce of one write of one chunk, or of one manifest.

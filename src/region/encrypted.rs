@@ -10,15 +10,14 @@ use zeroize::Zeroizing;
 
 use crate::chunk::{Content, Digest, Durable, Sealed};
 use crate::cipher::{
-    CELL_BYTES as CELL, ImageCipher, KeyBox, OpenReader, SALT_LEN, Salt, SealWriter, TAG_LEN, Tag,
-    Uuid, context_of, decode_body, encode_body, record_len,
+    Bound, CELL_BYTES as CELL, ImageCipher, KeyBox, OpenReader, SALT_LEN, Salt, SealWriter,
+    TAG_LEN, Tag, Uuid, context_of, decode_body, encode_body, record_len,
 };
 use crate::disk::File;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, ChunkIndex, ChunkRun, Geometry, to_u64, to_usize};
 use crate::host;
-use crate::id::{ImageId, KeyId};
-use crate::job::JobSpec;
+use crate::id::KeyId;
 use crate::keys::{DataKey, KeyProvider};
 use crate::manifest::Manifest;
 use crate::region::Restored;
@@ -379,30 +378,29 @@ impl Vault {
         Self(keys)
     }
 
-    /// A data key for the copy to `spec.target`, wrapped.
-    pub(crate) async fn make(&self, spec: &JobSpec, key: &KeyId) -> Result<(KeyBox, ImageCipher)> {
+    /// A data key for the copy to that image, wrapped.
+    pub(crate) async fn make(
+        &self,
+        key: &KeyId,
+        bound: &Bound<'_>,
+    ) -> Result<(KeyBox, ImageCipher)> {
         let mut uuid = [0; 16];
         host::fill_random(&mut uuid)?;
         let data_key = DataKey::random()?;
-        let cipher = ImageCipher::new(uuid, spec.geometry, data_key.clone());
+        let cipher = ImageCipher::new(uuid, bound.geometry, data_key.clone());
         let commitment = cipher.commitment()?;
-        let context = context_of(&uuid, &commitment, &spec.target.image, spec.geometry);
+        let context = context_of(&uuid, &commitment, bound);
         let wrapped =
             answered("wrap a data key", self.0.wrap_key(key, &data_key, &context)).await?;
         Ok((KeyBox { uuid, commitment, key: key.clone(), wrapped }, cipher))
     }
 
     /// Opens the key file of an image.
-    pub(crate) async fn open(
-        &self,
-        key_box: &KeyBox,
-        image: &ImageId,
-        geometry: Geometry,
-    ) -> Result<ImageCipher> {
-        let context = context_of(&key_box.uuid, &key_box.commitment, image, geometry);
+    pub(crate) async fn open(&self, key_box: &KeyBox, bound: &Bound<'_>) -> Result<ImageCipher> {
+        let context = context_of(&key_box.uuid, &key_box.commitment, bound);
         let unwrapping = self.0.unwrap_key(&key_box.key, &key_box.wrapped, &context);
         let data_key = answered("unwrap a data key", unwrapping).await?;
-        let cipher = ImageCipher::new(key_box.uuid, geometry, data_key);
+        let cipher = ImageCipher::new(key_box.uuid, bound.geometry, data_key);
         cipher.check_commitment(&key_box.commitment)?;
         Ok(cipher)
     }
@@ -411,12 +409,11 @@ impl Vault {
     pub(crate) async fn rewrap(
         &self,
         key_box: &KeyBox,
-        image: &ImageId,
-        geometry: Geometry,
+        bound: &Bound<'_>,
         to: &KeyId,
     ) -> Result<KeyBox> {
-        let context = context_of(&key_box.uuid, &key_box.commitment, image, geometry);
-        let cipher = self.open(key_box, image, geometry).await?;
+        let context = context_of(&key_box.uuid, &key_box.commitment, bound);
+        let cipher = self.open(key_box, bound).await?;
         let wrapping = self.0.wrap_key(to, cipher.data_key(), &context);
         let wrapped = answered("wrap a data key", wrapping).await?;
         Ok(KeyBox { key: to.clone(), wrapped, ..key_box.clone() })

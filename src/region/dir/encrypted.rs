@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::cipher::Bound;
 use crate::disk::{Dir, File};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::to_u64;
@@ -92,7 +93,9 @@ async fn staged(
     };
     refuse_base(&spec)?;
     // Also for a stage that is there: the crash may have come before its key file.
-    let (fresh, fresh_cipher) = vault.make(&spec, &key).await?;
+    let image = spec.target.image.clone();
+    let bound = Bound { image: &image, geometry: spec.geometry, job: None };
+    let (fresh, fresh_cipher) = vault.make(&key, &bound).await?;
     let key_file = fresh.encode()?;
     let (store, wanted) = (shared.store.clone(), spec.clone());
     let (mut stage, key_box, records) = blocking(move || {
@@ -107,7 +110,7 @@ async fn staged(
     .await?;
     let cipher = match key_box == fresh {
         true => fresh_cipher,
-        false => vault.open(&key_box, &spec.target.image, spec.geometry).await?,
+        false => vault.open(&key_box, &bound).await?,
     };
     let place = shared.location_of(&spec.target.image);
     blocking(move || {
@@ -148,7 +151,8 @@ async fn open_folder(
     if key_box.uuid != header.uuid {
         return Err(Error::new(ErrorKind::Corrupt, "open image: its key file is another image's"));
     }
-    let cipher = vault.open(&key_box, image, header.geometry).await?;
+    let cipher =
+        vault.open(&key_box, &Bound { image, geometry: header.geometry, job: None }).await?;
     let location = shared.location_of(image);
     blocking(move || {
         let records = folder.open_file(RECORDS)?;
@@ -188,7 +192,8 @@ async fn rewrap(shared: &Arc<Shared>, image: &ImageId, to: &KeyId) -> Result<Key
         Ok((folder, header, key_box, claim))
     })
     .await?;
-    let new = vault.rewrap(&key_box, image, header.geometry, to).await?;
+    let new =
+        vault.rewrap(&key_box, &Bound { image, geometry: header.geometry, job: None }, to).await?;
     blocking(move || {
         let _claim = claim;
         // Order: temporary file → sync → rename → sync folder.

@@ -153,8 +153,9 @@ impl Shared {
         let Some(wrapped) = self.wrapped_key(&attempt, &key.digest).await? else {
             return Ok(None);
         };
-        let lock = Arc::new(self.keys.open(wrapped, &head.image, geometry).await?);
-        let (job, opening) = (head.sight.job, lock.clone());
+        let job = head.sight.job;
+        let lock = Arc::new(self.keys.open(wrapped, (&head.image, geometry, job)).await?);
+        let opening = lock.clone();
         let opened = host::spawn_blocking(move || {
             let manifest = opening.open_image(&sealed, job)?;
             let root = opening.blind(&manifest.root())?;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::chunk::Digest;
 use crate::cipher::{
-    Header, ImageCipher, KeyBox, MARK_LEN, Mark, OpenReader, Packing, SealWriter, TAG_LEN,
+    Bound, Header, ImageCipher, KeyBox, MARK_LEN, Mark, OpenReader, Packing, SealWriter, TAG_LEN,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_u64};
@@ -61,20 +61,20 @@ impl Keys {
         let Some(key) = &spec.key else { return Ok(None) };
         let Some(vault) = &self.0 else { return Err(no_keys(spec)) };
         refuse_base(spec)?;
-        let (key_box, cipher) = vault.make(spec, key).await?;
+        let bound = bound(&spec.target.image, spec.geometry, spec.job);
+        let (key_box, cipher) = vault.make(key, &bound).await?;
         Ok(Some(Lock { cipher, key: key_box.key.clone(), wrapped: kept(&key_box)? }))
     }
 
-    /// Opens what is kept of the data key of an image.
+    /// Opens what is kept of the data key of an image that the job has made.
     pub(super) async fn open(
         &self,
         wrapped: Bytes,
-        image: &ImageId,
-        geometry: Geometry,
+        (image, geometry, job): (&ImageId, Geometry, JobId),
     ) -> Result<Lock> {
         let vault = self.vault("open an image without its key")?;
         let key_box = box_in(&wrapped)?;
-        let cipher = vault.open(&key_box, image, geometry).await?;
+        let cipher = vault.open(&key_box, &bound(image, geometry, job)).await?;
         Ok(Lock { cipher, key: key_box.key, wrapped })
     }
 
@@ -84,6 +84,15 @@ impl Keys {
                 .hint("it is encrypted: give the region keys, on the command line with --keyring")
         })
     }
+}
+
+fn bound(image: &ImageId, geometry: Geometry, job: JobId) -> Bound<'_> {
+    Bound { image, geometry, job: Some(job) }
+}
+
+/// Which key a wrapped one says to be wrapped by; `None`: it is none.
+pub(super) fn key_around(wrapped: &[u8]) -> Option<KeyId> {
+    box_in(wrapped).ok().map(|key_box| key_box.key)
 }
 
 /// A wrapped key as it is kept: behind random bytes, so that no name is ever used again, also where
@@ -190,8 +199,11 @@ impl Lock {
     pub(super) fn seal_image(&self, writes: &Writes, manifest: &Manifest) -> Result<Vec<u8>> {
         let mut bytes = SealedImage::encode_front(writes);
         let sum = *blake3::hash(&bytes).as_bytes();
-        // The number of no chunk.
-        let salt = draw_salt(&self.cipher.uuid(), ChunkIndex::new(u32::MAX), 0)?;
+        // Put again, by who was not told that it is there, it is the same that a head may name.
+        let salt = self.cipher.salt_of_text(|text| {
+            text.update(&sum);
+            manifest.encode_to(text)
+        })?;
         let uuid = self.cipher.uuid();
         let header = Header { geometry: manifest.geometry(), job: manifest.job(), uuid, salt };
         let mut stream = SealWriter::new(&self.cipher, &header, &mut bytes)?;
@@ -284,7 +296,8 @@ impl Shared {
                 }
                 continue;
             };
-            let new = kept(&vault.rewrap(&box_in(&wrapped)?, image, geometry, to).await?)?;
+            let bound = bound(image, geometry, head.sight.job);
+            let new = kept(&vault.rewrap(&box_in(&wrapped)?, &bound, to).await?)?;
             let key = MadeKey { digest: names::digest_of(&new), id: to.clone() };
             let digest = key.digest;
             // Order: what the head will name is there, then the head, then the old one goes. Who
@@ -305,6 +318,8 @@ impl Shared {
                 gone.map(|digest| names::wrapped_key(&attempt, &digest)).collect();
             self.store.delete(&gone).await?;
             if named == Some(digest) {
+                // Of a copy that nobody has tidied up after, attempts before have kept theirs.
+                self.forget_keys(image, head.sight.job, |epoch| epoch < head.sight.epoch).await?;
                 return Ok(old.id);
             }
         }

@@ -14,7 +14,7 @@ use crate::region::refuse_key;
 use crate::store::{Condition, Put};
 
 use super::Shared;
-use super::encrypted::Lock;
+use super::encrypted::{Lock, key_around};
 use super::names::{self, Named, Part};
 use super::stage::Stage;
 
@@ -51,20 +51,25 @@ impl Shared {
     }
 
     /// The key that an attempt of that job has kept, if it has kept one. One that is damaged opens
-    /// nothing, and one that somebody else has wrapped is none of the job's: they are passed over.
+    /// nothing, and one that another key wraps is none of the job's: they are passed over, and
+    /// nobody is asked for them.
     async fn find_lock(&self, attempt: &str, spec: &JobSpec) -> Result<Option<Lock>> {
-        let page = self.store.list(&names::wrapped_keys(attempt), None, 16).await?;
-        for entry in page.entries {
-            let Named::Part { part: Part::Key(digest), .. } =
-                names::read(&spec.target.image, &entry.key)
-            else {
-                continue;
-            };
-            let Some(wrapped) = self.wrapped_key(attempt, &digest).await? else { continue };
-            match self.keys.open(wrapped, &spec.target.image, spec.geometry).await {
-                Err(error) if error.kind() == ErrorKind::Corrupt => {}
-                Ok(lock) if Some(lock.key()) != spec.key.as_ref() => {}
-                opened => return opened.map(Some),
+        let image = &spec.target.image;
+        let mut walk = self.walk(names::wrapped_keys(attempt));
+        while let Some(entries) = walk.next().await? {
+            for entry in entries {
+                let Named::Part { part: Part::Key(digest), .. } = names::read(image, &entry.key)
+                else {
+                    continue;
+                };
+                let Some(wrapped) = self.wrapped_key(attempt, &digest).await? else { continue };
+                if key_around(&wrapped) != spec.key {
+                    continue;
+                }
+                match self.keys.open(wrapped, (image, spec.geometry, spec.job)).await {
+                    Err(error) if error.kind() == ErrorKind::Corrupt => {}
+                    opened => return opened.map(Some),
+                }
             }
         }
         Ok(None)

@@ -78,11 +78,7 @@ impl Shared {
         };
         if head.encrypted {
             // Order: what opens it, then the rest; from then on what is left of it is noise.
-            self.store.settle().await;
-            for epoch in self.attempts(image, sight.job).await? {
-                let attempt = names::attempt(image, sight.job, epoch);
-                self.delete_all(&names::wrapped_keys(&attempt), of_it).await?;
-            }
+            self.forget_keys(image, sight.job, |epoch| epoch <= sight.epoch).await?;
         }
         self.delete_all(&names::written(image, sight.job), of_it).await?;
         let tomb = match sight.phase {
@@ -101,6 +97,21 @@ impl Shared {
             }
         }
         self.forget(sight.job).await
+    }
+
+    /// Removes the wrapped keys of those attempts of a job.
+    pub(super) async fn forget_keys(
+        &self,
+        image: &ImageId,
+        job: JobId,
+        which: impl Fn(u32) -> bool,
+    ) -> Result<()> {
+        self.store.settle().await;
+        for epoch in self.attempts(image, job).await?.into_iter().filter(|epoch| which(*epoch)) {
+            self.delete_all(&names::wrapped_keys(&names::attempt(image, job, epoch)), |_| true)
+                .await?;
+        }
+        Ok(())
     }
 
     /// Removes what spoke of a job.

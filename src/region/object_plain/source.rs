@@ -54,8 +54,12 @@ impl Source for PlainSource {
                     .within(self.location.clone())
                     .hint("it has been deleted")
             })?;
-            let version = meta.version.map_or_else(|| "none".to_owned(), |v| v.to_string());
-            Ok(Fingerprint::new().with("size", meta.len).with("version", version))
+            let facts =
+                Fingerprint::new().with("size", meta.len).with("modified", meta.modified_ms);
+            let Some(Version { tag, id }) = meta.version else { return Ok(facts) };
+            let facts =
+                tag.iter().fold(facts, |facts, tag| facts.with("etag", tag.trim_matches('"')));
+            Ok(id.into_iter().fold(facts, |facts, id| facts.with("version", id)))
         })
     }
 

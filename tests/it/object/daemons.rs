@@ -220,7 +220,8 @@ async fn a_commit_that_finds_its_chunks_gone_is_told_of_the_cancel() {
         client.hook(move |call| {
             if call.verb == "list" && is_first.swap(false, SeqCst) {
                 cancel_now(&there);
-                for key in there.model.keys().iter().filter(|key| key.contains('-')) {
+                let parts = format!("/{}.", spec(1).job);
+                for key in there.model.keys().iter().filter(|key| key.contains(&parts)) {
                     there.model.remove(key);
                 }
             }

@@ -70,14 +70,14 @@ fn opened(model: &Model, prefix: &str, ring: Option<&Arc<MemoryKeyring>>) -> Obj
 }
 
 /// One machine: an engine at two prefixes of the bucket, an encrypting folder, and memory.
-struct Machine {
-    engine: Engine,
-    memory: MemoryRegion,
+pub(super) struct Machine {
+    pub(super) engine: Engine,
+    pub(super) memory: MemoryRegion,
     _world: World,
     _state: tempfile::TempDir,
 }
 
-async fn machine(model: &Model, ring: Option<&Arc<MemoryKeyring>>) -> Machine {
+pub(super) async fn machine(model: &Model, ring: Option<&Arc<MemoryKeyring>>) -> Machine {
     let (world, state) = (World::in_memory(), tempfile::tempdir().unwrap());
     let engine = Engine::open(EngineOptions::new(state.path()).with_threads(2)).await.unwrap();
     for name in ["north", "south"] {
@@ -94,7 +94,7 @@ async fn machine(model: &Model, ring: Option<&Arc<MemoryKeyring>>) -> Machine {
 }
 
 impl Machine {
-    async fn copy(&self, from: &str, to: &str, options: CopyOptions) -> Digest {
+    pub(super) async fn copy(&self, from: &str, to: &str, options: CopyOptions) -> Digest {
         let job = self.engine.copy(request(from, to, options)).await.unwrap();
         committed(ended(&job).await).root
     }
@@ -770,13 +770,13 @@ impl KeyProvider for Constant {
 }
 
 /// A bucket with one image under `k1`.
-struct Made {
-    cloud: Cloud,
-    keys: Arc<dyn KeyProvider>,
+pub(super) struct Made {
+    pub(super) cloud: Cloud,
+    pub(super) keys: Arc<dyn KeyProvider>,
 }
 
 impl Made {
-    async fn new(keys: Arc<dyn KeyProvider>) -> Self {
+    pub(super) async fn new(keys: Arc<dyn KeyProvider>) -> Self {
         let made = Self { cloud: Cloud::new(Fencing::Swap), keys };
         let (region, _) = made.daemon();
         let mut job = spec(1);
@@ -789,12 +789,12 @@ impl Made {
         made
     }
 
-    fn daemon(&self) -> (ObjectRegion, ModelStore) {
+    pub(super) fn daemon(&self) -> (ObjectRegion, ModelStore) {
         let (region, store) = self.cloud.daemon();
         (region.with_keys(self.keys.clone()), store)
     }
 
-    fn wrapped(&self) -> usize {
+    pub(super) fn wrapped(&self) -> usize {
         self.cloud.model.keys().into_iter().filter(|key| key.contains("/key-")).count()
     }
 }
@@ -955,35 +955,6 @@ async fn a_late_delete_hits_no_later_key_also_if_it_is_wrapped_alike() {
     made.cloud.model.land_all();
     assert_eq!(read(&other).await, Some(bytes()));
     assert_eq!(made.wrapped(), 1);
-}
-
-/// A data key that somebody else knows, wrapped for this very job under a key that both may use.
-#[tokio::test(start_paused = true)]
-async fn a_staged_key_that_is_not_under_the_jobs_key_is_not_taken() {
-    let ring = keys();
-    let begun = async |under: &str| {
-        let made = Made { cloud: Cloud::new(Fencing::Swap), keys: ring.clone() };
-        let mut job = spec(1);
-        job.key = Some(key(under));
-        let target = made.daemon().0.stage(&job).await.unwrap();
-        target.begin().await.unwrap();
-        drop(target);
-        let keys = made.cloud.model.keys();
-        let kept = keys.into_iter().find(|key| key.contains("/key-")).unwrap();
-        (made, job, kept)
-    };
-    let (made, job, own) = begun("k1").await;
-    let (elsewhere, _, theirs) = begun("k2").await;
-    made.cloud.model.remove(&own);
-    made.cloud.model.insert(&theirs, elsewhere.cloud.model.bytes(&theirs).unwrap());
-    let (region, _) = made.daemon();
-    let target = region.reopen(&job).await.unwrap();
-    let manifest = write(&*target, &job).await.unwrap();
-    assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
-    target.finish().await.unwrap();
-    assert_eq!(region.list().await.unwrap()[0].key, Some(key("k1")));
-    assert!(made.wrapped() == 1 && made.cloud.model.bytes(&theirs).is_none());
-    assert_eq!(read(&region).await, Some(bytes()));
 }
 
 /// A head is no more than what somebody has put there: how many attempts it speaks of bounds nothing.

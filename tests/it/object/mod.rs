@@ -8,6 +8,8 @@ mod faults;
 mod lives;
 mod over_http;
 mod places;
+#[cfg(feature = "encrypt")]
+mod wrapped;
 
 use blockferry::store::Fencing;
 use blockferry::testing::conformance;
