@@ -13,9 +13,9 @@ Examples:
   blockferry rewrap dir:///srv/region-a/disk-1 --keyring FILE --to images-2027
   blockferry rewrap s3://bucket/north/disk-1 --keyring FILE --to images-2027
 
-Only what holds the wrapped key is replaced, at once and durably: a small file, or in a store a small
-object and what names it, however large the
-image is. With --to the key it is under already, it is brought to that key's newest version.";
+Only what holds the wrapped key is replaced, at once and durably, however large the image is: a
+small file, or in an object store a small object and the head that names it. With --to the key it
+is under already, it is brought to that key's newest version.";
 
 /// Give an encrypted image another key
 #[derive(Debug, clap::Args)]
