@@ -265,6 +265,12 @@ mod tests {
         for way in [Fencing::Swap, Fencing::Numbered, Fencing::None] {
             assert_eq!(decode_way(&encode_way(way)).unwrap(), way);
         }
+        // As it lies in buckets: 8 bytes of magic, version, number, BLAKE3 in its context.
+        let numbered = encode_way(Fencing::Numbered);
+        let (front, sum) = numbered.split_at(11);
+        assert_eq!(front, b"BFHEADS\0\x01\0\x02");
+        let sum = crate::chunk::Digest::from_bytes(sum.try_into().unwrap()).to_string();
+        assert_eq!(sum, "743867549c2478deb2abe2c1aed4a2289c0f2575530b35a2aeba8c873b99a432");
         assert!(decode_way(&sealed(WAY, &[0])).is_err() && decode_way(&sealed(WAY, &[])).is_err());
         let runs = vec![run(0, 2), run(5, 1), run(999, 1)];
         let encoded = encode_zeros(&runs);
