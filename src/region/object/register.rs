@@ -140,10 +140,30 @@ impl Register {
         })
     }
 
+    /// Refuses to look at heads here that others keep another way. It asks for no more than a read,
+    /// so that who may only read can; whoever decides agrees first.
+    async fn check_alone(&self) -> Result<()> {
+        if self.agreed.initialized() {
+            return Ok(());
+        }
+        match self.way().await? {
+            Some(Fencing::None) => drop(self.agreed.set(())),
+            Some(way) => return Err(self.kept_otherwise(way)),
+            // Nobody has decided since there is such a record.
+            None => {}
+        }
+        Ok(())
+    }
+
+    async fn agreed(&self) -> Result<()> {
+        self.agreed.get_or_try_init(|| self.agree()).await.copied()
+    }
+
     fn kept_otherwise(&self, way: Fencing) -> Error {
+        const AS_BEGUN: &str = "reach it as when it was begun, without fencing=none";
         let (way, hint) = match way {
-            Fencing::Swap => ("swapped in place", "reach it as when it was begun"),
-            Fencing::Numbered => ("numbered", "reach it as when it was begun"),
+            Fencing::Swap => ("swapped in place", AS_BEGUN),
+            Fencing::Numbered => ("numbered", AS_BEGUN),
             Fencing::None => {
                 ("those of one daemon alone", "only that one may write here, with fencing=none")
             }
@@ -185,9 +205,16 @@ impl Register {
 
     /// The local head, where there is one; the store's copy of it is put right if it is behind.
     async fn read_local(&self, image: &ImageId, local: &LocalHeads) -> Result<Held> {
+        // Order: whose heads these are, then what they say. A blind write, or a sweep of what no
+        // head speaks of, would end others' images.
+        self.check_alone().await?;
         let key = names::head(image);
         let shown = self.read_one(image, &key).await?;
-        let Some(head) = local.read(image).await? else { return Ok(shown) };
+        let Some(head) = local.read(image).await? else {
+            // Of a region that is older than its record.
+            let strange = shown.head.is_none() && !self.listed(image).await?.is_empty();
+            return if strange { Err(self.other_way(image, "numbered")) } else { Ok(shown) };
+        };
         match shown.sight() {
             Some(shown) if shown.txn == head.sight.txn => {}
             Some(shown) if shown.seq > head.sight.seq => {
@@ -195,7 +222,10 @@ impl Register {
                     .within(format!("{}/{key}", self.store.location()))
                     .hint("another daemon writes there, and this store keeps nobody from it"));
             }
-            _ => self.show(&head).await?,
+            _ => {
+                self.agreed().await?;
+                self.show(&head).await?;
+            }
         }
         Ok(Held { head: Some(head), version: None })
     }
@@ -270,7 +300,7 @@ impl Register {
     /// Heads of the region are kept one way only: who sees one of the other way must not claim it.
     pub(super) async fn check_way(&self, image: &ImageId) -> Result<()> {
         // Order: on record for everybody, then looked for what is older than the record.
-        self.agreed.get_or_try_init(|| self.agree()).await?;
+        self.agreed().await?;
         let page = self.store.list(&names::head(image), None, 2).await?;
         let numbered = |entry: &crate::store::Entry| match names::read(image, &entry.key) {
             Named::Head(number) => Some(number.is_some()),
@@ -372,6 +402,8 @@ impl Register {
                 .within(self.store.location())
                 .hint("it ignores conditional writes, so two daemons could both decide"));
         };
+        // Order: on record that this daemon alone decides, then decided.
+        self.agreed().await?;
         if !local.swap(from.sight().map(|from| from.txn), next).await? {
             return Ok(Put::Refused);
         }

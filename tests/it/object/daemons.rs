@@ -628,3 +628,104 @@ async fn a_second_daemon_at_a_store_that_fences_nothing_is_noticed_late() {
     assert_eq!(refused.kind(), ErrorKind::Fenced, "{refused}");
     assert_eq!(two.locate(&image()).await.unwrap(), Located::Absent);
 }
+
+/// As by a mistyped `fencing=none`: nothing at the store would keep what it writes from what others
+/// have written, or a sweep from images of which it finds no head.
+#[tokio::test(start_paused = true)]
+async fn who_decides_alone_is_refused_where_others_keep_heads() {
+    for theirs in BOTH {
+        let cloud = Cloud::new(theirs);
+        let (region, _) = cloud.daemon();
+        let (alone, _folder) = alone_at(&cloud);
+        let target = region.stage(&spec(1)).await.unwrap();
+        let manifest = write(&*target, &spec(1)).await.unwrap();
+        let refused = |error: blockferry::Error| {
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{theirs:?} {error}");
+            assert!(error.report().contains("without fencing=none"), "{}", error.report());
+        };
+        refused(alone.cancel(spec(1).job, &image()).await.unwrap_err());
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        match alone.recover(None).await.unwrap().pop().unwrap().settled {
+            Settled::Failed(error) => refused(error),
+            settled => unreachable!("{settled:?}"),
+        }
+        assert_eq!(cloud.phase("m-1"), Some(Phase::Active), "{theirs:?}");
+        assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
+        target.finish().await.unwrap();
+        drop(target);
+
+        let before = cloud.model.keys();
+        refused(alone.remove(&image()).await.unwrap_err());
+        refused(alone.cancel(spec(1).job, &image()).await.unwrap_err());
+        refused(alone.sweep(true, Duration::ZERO).await.unwrap_err());
+        refused(alone.stage(&spec(2)).await.map(drop).unwrap_err());
+        refused(alone.open(&image()).await.map(drop).unwrap_err());
+        assert_eq!(cloud.model.keys(), before);
+        assert_eq!(read(&region).await, Some(bytes()), "{theirs:?}");
+    }
+}
+
+/// A region of which nobody has put on record yet how its heads are kept.
+#[tokio::test(start_paused = true)]
+async fn who_decides_alone_puts_it_on_record_before_it_decides_and_not_to_read() {
+    for theirs in BOTH {
+        let cloud = Cloud::new(theirs);
+        let (region, _) = cloud.daemon();
+        let target = region.stage(&spec(1)).await.unwrap();
+        let manifest = write(&*target, &spec(1)).await.unwrap();
+        assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
+        target.finish().await.unwrap();
+        drop(target);
+        let written = cloud.model.bytes("north/way").unwrap();
+        cloud.model.remove("north/way");
+        let ((alone, _folder), before) = (alone_at(&cloud), cloud.model.keys());
+        if theirs == Fencing::Numbered {
+            for error in [
+                alone.remove(&image()).await.unwrap_err(),
+                alone.locate(&image()).await.map(drop).unwrap_err(),
+                alone.sweep(true, Duration::ZERO).await.map(drop).unwrap_err(),
+            ] {
+                assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+            }
+            assert_eq!(cloud.model.keys(), before);
+            assert_eq!(read(&region).await, Some(bytes()));
+            continue;
+        }
+        assert_eq!(read(&alone).await, Some(bytes()));
+        assert_eq!(alone.list().await.unwrap().len(), 1);
+        assert_eq!(cloud.model.keys(), before, "a look writes nothing");
+        alone.remove(&image()).await.unwrap();
+        let way = cloud.model.bytes("north/way").unwrap();
+        assert_ne!(way, written);
+        let refused = cloud.daemon().0.stage(&spec(2)).await.map(drop).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+
+        // Somebody is faster, between the look and the decision.
+        let cloud = Cloud::new(Fencing::Swap);
+        let (region, _) = cloud.daemon();
+        let target = region.stage(&spec(1)).await.unwrap();
+        cloud.model.remove("north/way");
+        let store = cloud.model.client("north");
+        let (model, asked) = (cloud.model.clone(), AtomicBool::new(false));
+        store.hook(move |call| {
+            // The record was looked for, and the head is read.
+            if call.verb == "get" && asked.swap(true, SeqCst) {
+                model.insert("north/way", written.clone());
+            }
+            Fate::Answered
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let alone = ObjectRegion::unfenced(Arc::new(store), folder.path(), Default::default());
+        let refused = alone.unwrap().cancel(spec(1).job, &image()).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+        assert_eq!(cloud.phase("m-1"), Some(Phase::Active));
+        drop(target);
+    }
+}
+
+/// A daemon that was told that nobody else writes at that store, and has not been there before.
+fn alone_at(cloud: &Cloud) -> (ObjectRegion, tempfile::TempDir) {
+    let (store, folder) = (Arc::new(cloud.model.client("north")), tempfile::tempdir().unwrap());
+    let alone = ObjectRegion::unfenced(store, folder.path(), ObjectOptions::default());
+    (alone.unwrap(), folder)
+}
