@@ -14,6 +14,8 @@ use crate::keys::{BoxFuture, DataKey, KeyInfo, KeyProvider};
 
 /// Nobody but its owner may read or write it.
 const MODE: u32 = 0o600;
+/// What the names of unfinished files begin with, and no keyring's.
+const UNFINISHED: &str = ".blockferry-";
 
 /// Keys in a file of mode 0600: whoever can read it can read every image they wrap.
 ///
@@ -29,7 +31,8 @@ impl FileKeyring {
     /// Makes an empty keyring in a file that is not there yet.
     ///
     /// # Errors
-    /// `Exists` when something is there; `NotFound` when its folder is missing.
+    /// `Exists` when something is there; `NotFound` when its folder is missing; `Invalid` for a name
+    /// that begins with `.blockferry-`.
     ///
     /// # Durability
     /// It survives power loss when this returns.
@@ -127,6 +130,12 @@ impl FileKeyring {
         let name = self.path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
             Error::new(ErrorKind::Invalid, "use that path as a keyring").hint("name a file")
         })?;
+        // Some file systems do not tell cases apart.
+        let begins = name.get(..UNFINISHED.len());
+        if begins.is_some_and(|begins| begins.eq_ignore_ascii_case(UNFINISHED)) {
+            return Err(Error::new(ErrorKind::Invalid, "use that path as a keyring")
+                .hint("unfinished files are called so: choose another name"));
+        }
         let above = match self.path.parent() {
             Some(above) if !above.as_os_str().is_empty() => above,
             _ => Path::new("."),
@@ -141,7 +150,8 @@ impl FileKeyring {
 
 /// Writes a keyring that is to be renamed, durable; the caller holds the claim on the folder.
 fn write_temporary(dir: &Dir, name: &str, ring: &Ring) -> Result<String> {
-    let temporary = format!("{name}.new");
+    // Order: no keyring is called so, or it would be gone here.
+    let temporary = format!("{UNFINISHED}{name}.new");
     dir.remove_file(&temporary)?;
     let file = dir.create_file(&temporary, MODE)?;
     file.write_at(0, &ring.encode())?;
@@ -246,6 +256,28 @@ mod tests {
             assert_eq!(FileKeyring::open(&path).unwrap_err().kind(), ErrorKind::Denied, "{mode:o}");
             assert!(ring.list().is_err() && ring.add(&"k".parse().unwrap()).is_err());
         }
+    }
+
+    #[test]
+    fn no_keyring_is_taken_for_an_unfinished_one() {
+        let temp = tempfile::tempdir().unwrap();
+        let (first, second) = (temp.path().join("ring.new"), temp.path().join("ring"));
+        let key: KeyId = "k".parse().unwrap();
+        let ring = FileKeyring::create(&first).unwrap();
+        ring.add(&key).unwrap();
+        FileKeyring::create(&second).unwrap().add(&key).unwrap();
+        assert_eq!(ring.list().unwrap().len(), 1);
+        // What a crash has left is in nobody's way.
+        std::fs::write(temp.path().join(".blockferry-ring.new"), b"half").unwrap();
+        FileKeyring::open(&second).unwrap().rotate(&key).unwrap();
+        for name in [".blockferry-ring.new", ".Blockferry-x"] {
+            let refused = FileKeyring::create(temp.path().join(name)).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
+        }
+        let mut names: Vec<_> = std::fs::read_dir(temp.path()).unwrap().collect();
+        names.sort_by_key(|name| name.as_ref().unwrap().file_name());
+        let names: Vec<_> = names.into_iter().map(|name| name.unwrap().file_name()).collect();
+        assert_eq!(names, ["ring", "ring.new"]);
     }
 
     #[test]
