@@ -376,7 +376,9 @@ impl S3Store {
         let whole = self.whole_prefix(folder)?;
         let (mut names, mut token) = (Vec::new(), None::<String>);
         for _ in 0..PAGE_COUNT_MAX {
-            let mut words = vec![("delimiter", "/".to_owned())];
+            // Some stores send more than a page unless they are told.
+            let limit = PAGE_ENTRIES_MAX.to_string();
+            let mut words = vec![("delimiter", "/".to_owned()), ("max-keys", limit)];
             words.extend(token.take().map(|token| ("continuation-token", token)));
             let listed = self.list_page(&whole, words).await?;
             // A million names at most, then: a page has no more of them than of objects.

@@ -110,6 +110,8 @@ impl S3Store {
                 .query("uploads", "")
                 .query("encoding-type", "url")
                 .query("prefix", whole.as_str())
+                // Some stores send more than a page unless they are told.
+                .query("max-uploads", PAGE_ENTRIES_MAX.to_string())
                 .reply_bytes_max(LIST_BYTES_MAX);
             if let Some((key, upload)) = from.take() {
                 ask = ask.query("key-marker", key).query("upload-id-marker", upload);

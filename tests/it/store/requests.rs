@@ -473,6 +473,21 @@ async fn a_page_holds_no_more_than_was_asked_for() {
     }
 }
 
+/// Some stores send ten thousand entries at once unless they are told.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_listing_names_how_much_a_page_may_hold() {
+    let server = S3Server::start().await;
+    let store = steady(&server, brisk());
+    store.list("f/", None, 1000).await.unwrap();
+    store.folders("f/").await.unwrap();
+    store.uploads("f/").await.unwrap();
+    let seen = server.seen();
+    assert_eq!(seen.len(), 3, "{seen:?}");
+    for (seen, word) in seen.iter().zip(["max-keys=1000", "max-keys=1000", "max-uploads=1000"]) {
+        assert!(seen.query.split('&').any(|it| it == word), "{seen:?}");
+    }
+}
+
 /// The store room does not know the bytes: whoever reads objects has to check what they are.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_falsified_object_is_handed_on_to_whoever_knows_its_digest() {

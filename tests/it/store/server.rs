@@ -72,6 +72,7 @@ pub(crate) struct Seen {
     /// `PutObject`, `ListParts`, …
     pub(crate) operation: &'static str,
     pub(crate) path: String,
+    pub(crate) query: String,
 }
 
 type Hook = dyn Fn(&Seen) -> Fault + Send + Sync;
@@ -288,7 +289,8 @@ impl Shared {
         let mut all = self.seen.lock().unwrap();
         let nth = all.iter().filter(|seen| seen.operation == operation).count();
         let path = request.uri().path().to_owned();
-        let seen = Seen { nth, operation, path };
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let seen = Seen { nth, operation, path, query };
         all.push(seen.clone());
         seen
     }
