@@ -189,6 +189,20 @@ impl Dir {
         })
     }
 
+    /// Gives the file `from` the name `to` as well; a name that is taken is [`ErrorKind::Exists`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] on file systems where a file has one name.
+    pub(crate) fn link(&self, from: &str, to: &str) -> Result<()> {
+        let (from, to) = (Self::plain(from)?, Self::plain(to)?);
+        retry_on_intr(|| self.0.link(from, to)).map_err(|errno| match errno {
+            Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK => {
+                Error::new(ErrorKind::Unsupported, "give a file a second name").because(io(errno))
+            }
+            _ => Error::io("give a file a second name", errno),
+        })
+    }
+
     /// Renames `from` over `to` in this folder.
     pub(crate) fn rename_over(&self, from: &str, to: &str) -> Result<()> {
         retry_on_intr(|| self.0.rename(from, &self.0, to, RenameFlags::empty()))

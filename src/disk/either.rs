@@ -104,6 +104,7 @@ impl Fd {
     pass_on! {
         make_dir(name: &str, mode: u32) -> ();
         unlink(name: &str, flags: AtFlags) -> ();
+        link(from: &str, to: &str) -> ();
         stat() -> Facts;
         stat_at(name: &str) -> Facts;
         list(wanted: impl Fn(&str) -> bool) -> Vec<String>;

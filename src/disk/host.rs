@@ -98,6 +98,11 @@ impl Fd {
         rustix::fs::renameat_with(&self.0, from, &to_dir.0, to, flags)
     }
 
+    /// Another name in this folder for the same file.
+    pub(super) fn link(&self, from: &str, to: &str) -> Result<()> {
+        rustix::fs::linkat(&self.0, from, &self.0, to, AtFlags::empty())
+    }
+
     pub(super) fn stat(&self) -> Result<Facts> {
         rustix::fs::fstat(&self.0).map(|stat| facts_of(&stat))
     }

@@ -198,6 +198,19 @@ mod tests {
     }
 
     #[test]
+    fn a_second_name_never_replaces() {
+        let (_temp, dir) = folder();
+        dir.create_file("a", 0o600).unwrap().write_at(0, b"a").unwrap();
+        dir.create_file("b", 0o600).unwrap();
+        assert_eq!(dir.link("a", "b").unwrap_err().kind(), ErrorKind::Exists);
+        assert_eq!(dir.link("a", "../c").unwrap_err().kind(), ErrorKind::Invalid);
+        dir.link("a", "c").unwrap();
+        dir.remove_file("a").unwrap();
+        assert_eq!(dir.names(|_| true).unwrap(), ["b", "c"]);
+        assert_eq!(dir.open_file("c").unwrap().len().unwrap(), 1);
+    }
+
+    #[test]
     fn locks_of_two_handles_of_one_process_exclude_each_other() {
         let (_temp, dir) = folder();
         let one = dir.create_file("f", 0o600).unwrap();

@@ -32,7 +32,8 @@ impl FileKeyring {
     ///
     /// # Errors
     /// `Exists` when something is there; `NotFound` when its folder is missing; `Invalid` for a name
-    /// that begins with `.blockferry-`.
+    /// that begins with `.blockferry-`; `Unsupported` on a file system that can neither rename
+    /// without replacing nor link.
     ///
     /// # Durability
     /// It survives power loss when this returns.
@@ -46,7 +47,12 @@ impl FileKeyring {
                 return Err(Error::new(ErrorKind::Exists, "create keyring"));
             }
             let temporary = write_temporary(&dir, &name, &Ring::default())?;
-            dir.rename_no_replace(&temporary, &dir, &name)?;
+            match dir.rename_no_replace(&temporary, &dir, &name) {
+                Err(error) if error.kind() == ErrorKind::Unsupported => {
+                    link_in_place(&dir, &temporary, &name)?;
+                }
+                renamed => renamed?,
+            }
             dir.sync()
         });
         made.map_err(|error| ring.named(error))?;
@@ -157,6 +163,18 @@ fn write_temporary(dir: &Dir, name: &str, ring: &Ring) -> Result<String> {
     file.write_at(0, &ring.encode())?;
     file.sync_all()?;
     Ok(temporary)
+}
+
+/// As a rename that replaces nothing, where the file system has none: NFS, 9p, FUSE.
+fn link_in_place(dir: &Dir, temporary: &str, name: &str) -> Result<()> {
+    let linked = dir.link(temporary, name);
+    dir.remove_file(temporary)?;
+    linked.map_err(|error| match error.kind() {
+        ErrorKind::Unsupported => Error::new(ErrorKind::Unsupported, "create keyring")
+            .hint("its file system can neither rename without replacing nor link: use another one")
+            .because(error),
+        _ => error,
+    })
 }
 
 fn read(path: &Path) -> Result<Ring> {
@@ -278,6 +296,47 @@ mod tests {
         names.sort_by_key(|name| name.as_ref().unwrap().file_name());
         let names: Vec<_> = names.into_iter().map(|name| name.unwrap().file_name()).collect();
         assert_eq!(names, ["ring", "ring.new"]);
+    }
+
+    #[test]
+    fn a_keyring_is_linked_into_place_and_replaces_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_path(temp.path()).unwrap();
+        let path = temp.path().join("ring");
+        for expected in [None, Some(ErrorKind::Exists)] {
+            let temporary = write_temporary(&dir, "ring", &Ring::default()).unwrap();
+            let told = link_in_place(&dir, &temporary, "ring").err();
+            assert_eq!(told.map(|error| error.kind()), expected);
+            assert_eq!(dir.names(|_| true).unwrap(), ["ring"]);
+            let ring = FileKeyring::open(&path).unwrap();
+            if expected.is_none() {
+                ring.add(&"k".parse().unwrap()).unwrap();
+            }
+            assert_eq!(ring.list().unwrap().len(), 1);
+        }
+    }
+
+    #[cfg(feature = "testing")]
+    #[test]
+    fn a_file_system_that_cannot_put_a_keyring_into_place_is_told() {
+        use crate::testing::{Action, Failure, Simulation};
+        let mut told = Vec::new();
+        for call in 0.. {
+            let sim = Simulation::new(call);
+            let _entered = sim.enter();
+            sim.make_dir("keys").unwrap();
+            let process = sim.process();
+            sim.plan(sim.call_count() + call, Action::Fail(Failure::Invalid));
+            let made = FileKeyring::create(process.path("keys/ring"));
+            if sim.taken_count() == 0 {
+                break;
+            }
+            told.extend(made.err().filter(|error| error.kind() == ErrorKind::Unsupported));
+            if told.len() == 1 && sim.paths("keys").is_empty() {
+                assert!(told[0].report().contains("nor link"), "{}", told[0].report());
+            }
+        }
+        assert_eq!(told.len(), 1, "the rename alone");
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub enum Failure {
     NoSpace,
     /// `EINTR`.
     Interrupted,
+    /// `EINVAL`: as file systems answer that do not know what is asked of them.
+    Invalid,
     /// Reads and writes do part of what they were asked for; other calls are done as ever.
     Short,
 }
@@ -21,6 +23,7 @@ impl Failure {
             Self::Io => Some(Errno::IO),
             Self::NoSpace => Some(Errno::NOSPC),
             Self::Interrupted => Some(Errno::INTR),
+            Self::Invalid => Some(Errno::INVAL),
             Self::Short => None,
         }
     }

@@ -136,6 +136,11 @@ impl Fd {
         })
     }
 
+    /// A file of this disk has one name.
+    pub(in crate::disk) fn link(&self, _from: &str, to: &str) -> Result<()> {
+        self.shared.call(self.named("link", to), |_| Err(Errno::OPNOTSUPP))
+    }
+
     pub(in crate::disk) fn stat(&self) -> Result<Facts> {
         self.call("stat", |world| world.facts(self.inode))
     }
