@@ -177,7 +177,7 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// [`Unsupported`]: ErrorKind::Unsupported
     fn copy<'a>(&'a self, from: &'a Address, to: &'a str) -> BoxFuture<'a, Result<()>>;
 
-    /// Begins a multipart upload. The object will bear `label`, of letters and digits, which
+    /// Begins a multipart upload, or tells that it may have begun two. The object will bear `label`, of letters and digits, which
     /// [`Store::head`] tells.
     ///
     /// # Errors
@@ -185,7 +185,7 @@ pub trait Store: fmt::Debug + Send + Sync {
     ///
     /// # Cancel safety
     /// Lossy: an upload may have begun whose id is lost; [`Store::uploads`] finds it.
-    fn upload_begin<'a>(&'a self, key: &'a str, label: &'a str) -> BoxFuture<'a, Result<UploadId>>;
+    fn upload_begin<'a>(&'a self, key: &'a str, label: &'a str) -> BoxFuture<'a, Result<Begun>>;
 
     /// Uploads part `number`, from 1 to [`PART_COUNT_MAX`], over an earlier one of that number.
     /// Every part but the last has at least [`PART_BYTES_MIN`] bytes.
@@ -369,6 +369,24 @@ pub struct Entry {
 /// The name that the store gave to a multipart upload.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UploadId(pub String);
+
+/// An upload that has begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Begun {
+    /// Its name.
+    pub id: UploadId,
+    /// Whether it was asked for again after a request that got no clear answer: that one may have
+    /// begun another, whose name nobody knows.
+    pub may_be_two: bool,
+}
+
+impl Begun {
+    /// One that was asked for once.
+    pub fn new(id: UploadId) -> Self {
+        Self { id, may_be_two: false }
+    }
+}
 
 /// An unfinished upload.
 #[derive(Clone, Debug, PartialEq, Eq)]

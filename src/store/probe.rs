@@ -329,7 +329,7 @@ impl Probe {
 
     async fn uploads_of(&mut self, key: &str, other: &str) -> Result<()> {
         let store = Arc::clone(&self.store);
-        let id = store.upload_begin(key, "probe").await?;
+        let id = store.upload_begin(key, "probe").await?.id;
         let part = store.upload_part(key, &id, 1, Bytes::from_static(b"part")).await?;
         match store.parts(key, &id).await {
             Ok(Some(parts)) => {
@@ -357,7 +357,7 @@ impl Probe {
             }
         }
         abort_until_gone(store.as_ref(), key, &id).await?;
-        let id = store.upload_begin(other, "probe").await?;
+        let id = store.upload_begin(other, "probe").await?.id;
         abort_until_gone(store.as_ref(), other, &id).await
     }
 

@@ -26,7 +26,8 @@ use crate::region::{
     Target, Vote, Wish, blocking, refuse_key,
 };
 use crate::store::{
-    PART_BYTES_MIN, PART_COUNT_MAX, S3Options, S3Store, Store, UploadId, abort_until_gone,
+    Class, PART_BYTES_MIN, PART_COUNT_MAX, S3Options, S3Store, Store, Trouble, UploadId,
+    abort_until_gone,
 };
 
 use owned::{Owned, PlainTarget};
@@ -125,19 +126,27 @@ impl Shared {
     }
 
     /// Begins an upload. A request for one that got no answer may have begun another, whose name
-    /// nobody knows: those that have come since, and hold nothing, do not stay.
+    /// nobody knows: then those that have come since, and hold nothing, do not stay.
     async fn begin_upload(&self, job: JobId) -> Result<UploadId> {
+        // Order: before it is asked for; afterwards nothing tells a lost one from what others have.
         let before = self.unfinished().await;
         let begun = self.store.upload_begin(&self.key, &job.to_string()).await;
+        let in_doubt = match &begun {
+            Ok(begun) => begun.may_be_two,
+            Err(error) => Trouble::class(error) == Class::Transient,
+        };
+        let begun = begun.map(|begun| begun.id);
         // Who may not list them, or cannot, has none to tell from those of others.
-        if let Some(before) = before
+        if in_doubt
+            && let Some(before) = before
             && let Some(now) = self.unfinished().await
         {
             for upload in now.difference(&before) {
                 if begun.as_ref().is_ok_and(|begun| begun == upload) {
                     continue;
                 }
-                // Somebody else's holds a part soon, and is begun anew if it is taken away.
+                // Another daemon's, begun in these moments and without a part yet, looks the same.
+                // If it is that, its copy fails, and the object is nobody's but ours.
                 let parts = self.store.parts(&self.key, upload).await;
                 if matches!(parts, Ok(Some(parts)) if parts.is_empty()) {
                     // What stays all the same is told apart from nothing, and holds no bytes.

@@ -12,8 +12,8 @@ use super::{Call, Fate, Hook, Model};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, to_u64};
 use crate::store::{
-    Address, BoxFuture, Condition, Meta, Object, Page, Part, Put, Store, Upload, UploadId, Version,
-    check_key, check_prefix,
+    Address, Begun, BoxFuture, Condition, Meta, Object, Page, Part, Put, Store, Upload, UploadId,
+    Version, check_key, check_prefix,
 };
 
 /// A client of a [`Model`]. Clones share the count and the hook.
@@ -305,10 +305,10 @@ impl Store for ModelStore {
         })
     }
 
-    fn upload_begin<'a>(&'a self, key: &'a str, label: &'a str) -> BoxFuture<'a, Result<UploadId>> {
+    fn upload_begin<'a>(&'a self, key: &'a str, label: &'a str) -> BoxFuture<'a, Result<Begun>> {
         Box::pin(async move {
             let request = Request::Begin { key: self.whole(key)?, label: label.to_owned() };
-            take!(self, request, key, Answer::Upload(id) => id)
+            take!(self, request, key, Answer::Upload(id) => Begun::new(id))
         })
     }
 

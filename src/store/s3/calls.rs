@@ -8,7 +8,8 @@ use bytes::Bytes;
 use crate::error::Result;
 use crate::geometry::ByteRange;
 use crate::store::{
-    Address, BoxFuture, Condition, Meta, Object, Page, Part, Put, Store, Upload, UploadId, Version,
+    Address, Begun, BoxFuture, Condition, Meta, Object, Page, Part, Put, Store, Upload, UploadId,
+    Version,
 };
 
 use super::{S3Store, folder};
@@ -81,7 +82,7 @@ impl Store for S3Store {
         Box::pin(self.copy(from, to))
     }
 
-    fn upload_begin<'a>(&'a self, key: &'a str, label: &'a str) -> BoxFuture<'a, Result<UploadId>> {
+    fn upload_begin<'a>(&'a self, key: &'a str, label: &'a str) -> BoxFuture<'a, Result<Begun>> {
         Box::pin(self.begin(key, label))
     }
 

@@ -6,7 +6,8 @@ use http::Method;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::to_u64;
 use crate::store::{
-    Condition, PAGE_ENTRIES_MAX, PART_COUNT_MAX, Part, Put, Upload, UploadId, Version, check_prefix,
+    Begun, Condition, PAGE_ENTRIES_MAX, PART_COUNT_MAX, Part, Put, Upload, UploadId, Version,
+    check_prefix,
 };
 
 use super::request::{Ask, CHECKSUM, LIST_BYTES_MAX, text};
@@ -20,7 +21,7 @@ use super::{LABEL, PAGE_COUNT_MAX, S3Store, times};
 const NAME_BYTES_MAX: usize = 4096;
 
 impl S3Store {
-    pub(super) async fn begin(&self, key: &str, label: &str) -> Result<UploadId> {
+    pub(super) async fn begin(&self, key: &str, label: &str) -> Result<Begun> {
         let whole = self.whole(key)?;
         let ask = Ask::new(Method::POST, "begin an upload", Some(&whole))
             .query("uploads", "")
@@ -32,7 +33,7 @@ impl S3Store {
         if begun.upload_id.is_empty() {
             return Err(self.odd("begin an upload: it has no name", key));
         }
-        Ok(UploadId(begun.upload_id))
+        Ok(Begun::new(UploadId(begun.upload_id)))
     }
 
     pub(super) async fn part(

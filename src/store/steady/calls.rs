@@ -1,13 +1,15 @@
 //! Every call of a store, as a task that is tried again.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{ByteRange, to_u64};
 use crate::store::{
-    Address, BoxFuture, Condition, Meta, Object, Page, Part, Put, Store, Upload, UploadId, Version,
+    Address, Begun, BoxFuture, Class, Condition, Meta, Object, Page, Part, Put, Store, Trouble,
+    Upload, UploadId, Version,
 };
 
 use crate::sync::time::timeout;
@@ -114,12 +116,28 @@ impl Store for Steady {
         }))
     }
 
-    fn upload_begin<'a>(&'a self, key: &'a str, label: &'a str) -> BoxFuture<'a, Result<UploadId>> {
+    fn upload_begin<'a>(&'a self, key: &'a str, label: &'a str) -> BoxFuture<'a, Result<Begun>> {
         let (task, key, label) = (Task::new("begin an upload"), key.to_owned(), label.to_owned());
-        Box::pin(self.call(task, move |store| {
-            let (key, label) = (key.clone(), label.clone());
-            Box::pin(async move { store.upload_begin(&key, &label).await })
-        }))
+        // How many requests have got no clear answer.
+        let unclear = Arc::new(AtomicU32::new(0));
+        let left = unclear.clone();
+        let begun = self.call(task, move |store| {
+            let (key, label, unclear) = (key.clone(), label.clone(), unclear.clone());
+            Box::pin(async move {
+                // Order: counted, then sent: at its deadline it is dropped.
+                unclear.fetch_add(1, Relaxed);
+                let begun = store.upload_begin(&key, &label).await;
+                // What was turned away has begun nothing.
+                if begun.as_ref().map_or_else(is_turned_away, |_| true) {
+                    unclear.fetch_sub(1, Relaxed);
+                }
+                begun
+            })
+        });
+        Box::pin(async move {
+            let begun = begun.await?;
+            Ok(Begun { may_be_two: begun.may_be_two || left.load(Relaxed) > 0, ..begun })
+        })
     }
 
     fn upload_part<'a>(
@@ -206,6 +224,11 @@ impl Store for Steady {
             self.shared.inner.settle().await;
         })
     }
+}
+
+/// Whether a request that failed so was surely not carried out.
+fn is_turned_away(error: &Error) -> bool {
+    Trouble::class(error) != Class::Transient
 }
 
 /// A write under a condition that is given up at its deadline has no clear answer.

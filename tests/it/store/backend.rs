@@ -249,7 +249,7 @@ impl S3 for Backend {
         let input = request.input;
         let label = input.metadata.and_then(|all| all.get("blockferry").cloned());
         let label = label.unwrap_or_default();
-        let id = self.store.upload_begin(&input.key, &label).await.map_err(failed)?;
+        let id = self.store.upload_begin(&input.key, &label).await.map_err(failed)?.id;
         reply(CreateMultipartUploadOutput { upload_id: Some(id.0), ..Default::default() })
     }
 

@@ -164,7 +164,7 @@ async fn uploads_become_objects_or_nothing(store: &dyn Store, proven: &Proven, i
         _ => false,
     };
     let parts = [noise(5 * MIB, 5), noise(5 * MIB, 6), noise(1234, 7)];
-    let id = store.upload_begin("u/x", "label1").await.unwrap();
+    let id = store.upload_begin("u/x", "label1").await.unwrap().id;
     let mut done: Vec<Part> = Vec::new();
     for (number, bytes) in (1..).zip(&parts) {
         done.push(store.upload_part("u/x", &id, number, bytes.clone()).await.unwrap());
@@ -175,7 +175,7 @@ async fn uploads_become_objects_or_nothing(store: &dyn Store, proven: &Proven, i
     if proven.list_uploads {
         let mut others = Vec::new();
         for name in ["u/y", "u/z"] {
-            others.push((name, store.upload_begin(name, "label2").await.unwrap()));
+            others.push((name, store.upload_begin(name, "label2").await.unwrap().id));
         }
         let found = store.uploads("u/").await.unwrap();
         let found: Vec<_> = found.iter().map(|upload| (upload.key.as_str(), &upload.id)).collect();
@@ -201,7 +201,7 @@ async fn uploads_become_objects_or_nothing(store: &dyn Store, proven: &Proven, i
 
     let late = store.upload_part("u/x", &id, 1, parts[2].clone()).await.unwrap_err();
     assert!(is_gone(&late), "{late:?}");
-    let second = store.upload_begin("u/x", "label2").await.unwrap();
+    let second = store.upload_begin("u/x", "label2").await.unwrap().id;
     let part = store.upload_part("u/x", &second, 1, parts[2].clone()).await.unwrap();
     if proven.complete_if_absent {
         let list = std::slice::from_ref(&part);

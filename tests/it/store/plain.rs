@@ -349,9 +349,38 @@ async fn an_upload_that_began_without_an_answer_does_not_stay() {
         assert!(matches!(outcome, JobOutcome::Committed(_)), "{fault:?} {outcome:?}");
         assert_eq!(world.server.count("CreateMultipartUpload"), 2, "{fault:?}");
         assert_eq!(world.server.model.uploads(), ["dir/disk.raw"], "{fault:?}: only the other's");
-        let other = other.unwrap();
+        let other = other.unwrap().id;
         let there = blockferry::store::Store::parts(&store, "dir/disk.raw", &other).await.unwrap();
         assert_eq!(there, Some(Vec::new()), "{fault:?}");
+        engine.shutdown(Shutdown::Suspend, Duration::from_secs(10)).await;
+    }
+}
+
+/// Two daemons copy to the same object: one of them fails at its end, and not by the other's hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_others_begin_meanwhile_is_left_alone() {
+    for fault in [Fault::None, Fault::Status(503, "SlowDown")] {
+        let world = World::new().await;
+        world.memory.insert(&image("disk"), bytes(CHUNK + 1));
+        let engine = world.engine().await;
+        // It comes between the look before our own begins, and its answer.
+        let (model, runtime) = (world.server.model.clone(), tokio::runtime::Handle::current());
+        world.server.hook(move |seen| {
+            if seen.operation != "CreateMultipartUpload" || seen.nth > 0 {
+                return Fault::None;
+            }
+            let other = model.client("");
+            tokio::task::block_in_place(|| {
+                let begun = blockferry::store::Store::upload_begin(&other, "dir/disk.raw", "other");
+                runtime.block_on(begun).unwrap();
+            });
+            fault
+        });
+        let job = world.up(&engine, CopyOptions::new()).await.unwrap();
+        let outcome = job.wait().await;
+        assert!(matches!(outcome, JobOutcome::Committed(_)), "{fault:?} {outcome:?}");
+        assert_eq!(world.server.model.uploads(), ["dir/disk.raw"], "{fault:?}: the other's");
+        assert_eq!(world.server.count("AbortMultipartUpload"), 0, "{fault:?}");
         engine.shutdown(Shutdown::Suspend, Duration::from_secs(10)).await;
     }
 }

@@ -38,7 +38,7 @@ struct Scene {
 
 async fn scene(store: &dyn Store) -> Scene {
     put(store, "there", "12345", Condition::Any).await.unwrap();
-    let upload = store.upload_begin("multi", "label").await.unwrap();
+    let upload = store.upload_begin("multi", "label").await.unwrap().id;
     let part = store.upload_part("multi", &upload, 1, Bytes::from_static(b"part")).await.unwrap();
     Scene { upload, part }
 }
@@ -457,7 +457,7 @@ async fn a_page_holds_no_more_than_was_asked_for() {
     let error = store.folders("f/").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{}", error.report());
 
-    let upload = store.upload_begin("multi", "label").await.unwrap();
+    let upload = store.upload_begin("multi", "label").await.unwrap().id;
     let listed = |number: u32, tag: &str| -> &'static str {
         let part = format!(
             "<Part><PartNumber>{number}</PartNumber><Size>1</Size><ETag>{tag}</ETag></Part>"
@@ -502,7 +502,7 @@ async fn a_falsified_object_is_handed_on_to_whoever_knows_its_digest() {
 async fn an_abort_is_repeated_until_the_store_says_that_the_upload_is_gone() {
     let server = S3Server::start().await;
     let store = S3Store::open(&server.address("a"), &S3Server::options()).unwrap();
-    let upload = store.upload_begin("u", "label").await.unwrap();
+    let upload = store.upload_begin("u", "label").await.unwrap().id;
     store.upload_part("u", &upload, 1, Bytes::from_static(b"part")).await.unwrap();
     server.fault_at("AbortMultipartUpload", 0, Fault::Feigned);
     blockferry::store::abort_until_gone(&*store, "u", &upload).await.unwrap();
