@@ -180,6 +180,8 @@ impl Inner {
                 return match self.index.read_usable(job).await? {
                     Some(_) => self.cancel_since(began, job).await,
                     None => {
+                        // Whoever cancelled it may have died before the last of it was gone.
+                        region.cancel(job, image).await?;
                         let answer = CancelAnswer::AlreadyCancelled { clean: true };
                         Ok(CancelReply::new(Some(job), answer))
                     }

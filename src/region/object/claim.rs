@@ -48,7 +48,10 @@ impl Shared {
 
     async fn withdraw(&self, spec: &JobSpec) -> Result<()> {
         let held = self.register.read(&spec.target.image).await?;
-        if held.sight().is_some_and(|sight| sight.job == spec.job) {
+        // A tombstone of the job is not in need of what tells of it.
+        if held.sight().is_some_and(|sight| {
+            sight.job == spec.job && !matches!(sight.phase, Phase::Aborted | Phase::Removed)
+        }) {
             return Ok(());
         }
         self.forget(spec.job).await
@@ -142,5 +145,8 @@ impl Shared {
 /// Whether nothing of what was tried can come true any more.
 fn is_final(refused: &Error) -> bool {
     use ErrorKind as Kind;
-    matches!(refused.kind(), Kind::Busy | Kind::Exists | Kind::Invalid | Kind::NotFound)
+    matches!(
+        refused.kind(),
+        Kind::Busy | Kind::Exists | Kind::Fenced | Kind::Invalid | Kind::NotFound
+    )
 }

@@ -53,7 +53,13 @@ impl Shared {
                 }
                 (Cancel::Decided, _) => (held, false),
                 (Cancel::Committed, _) => return Ok(Vote::Committed),
-                (Cancel::Unknown | Cancel::Decide, _) => return Ok(Vote::Unknown),
+                (Cancel::Unknown | Cancel::Decide, _) => {
+                    // Who wrote the tombstone may have died before what spoke of the job was gone.
+                    if held.sight().is_some_and(|at| at.job == job && at.phase == Phase::Aborted) {
+                        self.forget(job).await?;
+                    }
+                    return Ok(Vote::Unknown);
+                }
             };
             let Some(sight) = held.sight() else { return Ok(Vote::Unknown) };
             if self.life_now(sight).await? != Life::Dead {
