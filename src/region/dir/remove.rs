@@ -71,9 +71,14 @@ fn destroy(store: &StageStore, parent: &Dir, hidden: &str) -> Result<()> {
     destroy_key(&folder)?;
     [MANIFEST, DATA, RECORDS].iter().try_for_each(|name| folder.remove_file(name))?;
     folder.sync()?;
-    // Another image of that name may have been removed since.
-    if parent.leads_to(hidden, &folder.facts()?)? {
-        parent.remove_dir(hidden)?;
+    // Another image of that name may have been removed since, and at last after the look: then the
+    // folder is not empty.
+    let is_there = || parent.leads_to(hidden, &folder.facts()?);
+    if is_there()?
+        && let Err(error) = parent.remove_dir(hidden)
+        && is_there()?
+    {
+        return Err(error);
     }
     parent.sync()
 }
