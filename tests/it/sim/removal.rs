@@ -135,13 +135,14 @@ async fn recovered(call: u64, options: CopyOptions) -> bool {
 fn what_a_crash_left_of_a_removal_is_out_of_sight_for_good_before_it_goes() {
     for (to, options) in ways() {
         if to != FILE {
-            (0..).find(|n| !in_simulation(recovered(*n, options.clone()))).unwrap();
+            let count = (0..).find(|n| !in_simulation(recovered(*n, options.clone()))).unwrap();
+            assert!(count > 3, "{count}");
         }
     }
 }
 
-/// Tells whether there was such a call.
-async fn replaced(call: u64, action: Action, to: usize, options: CopyOptions) -> bool {
+/// Tells whether there was such a call, and whether another image came while it stood still.
+async fn replaced(call: u64, action: Action, to: usize, options: CopyOptions) -> (bool, bool) {
     let (host, first, second) = with_image(to, options.clone()).await;
     let (mine, theirs) = (at(&first, to), at(&second, to));
     host.sim.plan(host.sim.call_count() + call, action);
@@ -150,28 +151,77 @@ async fn replaced(call: u64, action: Action, to: usize, options: CopyOptions) ->
     let taken = was_taken(&host);
     let told = remove(theirs, to);
     a_while().await;
+    let mut came = false;
     if told.is_finished() && kind(&told.await.unwrap()).is_none() && !held.is_finished() {
+        came = true;
         put(&second, to, options).await;
         host.sim.release();
         let told = held.await.unwrap();
         assert_eq!(kind(&told), Some(ErrorKind::NotFound), "call {call} of {to}");
         assert!(matches!(host.visible(to), Ok(Some(_))), "call {call} of {to}");
     }
-    taken
+    (taken, came)
 }
 
 #[test]
 fn an_image_that_has_come_since_is_not_removed_in_place_of_the_one_before_it() {
     for (to, options) in ways() {
         // From its first look on: it has seen the image.
+        let mut came_count = 0;
         for n in 0.. {
-            let after = in_simulation(replaced(n, Action::HoldAfter, to, options.clone()));
-            in_simulation(replaced(n + 1, Action::HoldBefore, to, options.clone()));
-            if !after {
+            let held = |n, action| in_simulation(replaced(n, action, to, options.clone()));
+            let (after, before) = (held(n, Action::HoldAfter), held(n + 1, Action::HoldBefore));
+            came_count += u32::from(after.1) + u32::from(before.1);
+            if !after.0 {
                 break;
             }
         }
+        assert!(came_count > 0, "{to}: no image came while a removal stood still");
     }
+}
+
+/// Tells whether a removal that dies behind that call leaves the image out of sight.
+async fn leaves_hidden(call: u64) -> bool {
+    let (host, first, _second) = with_image(0, options()).await;
+    host.sim.plan(host.sim.call_count() + call, Action::KillAfter);
+    remove(at(&first, 0), 0).await.unwrap().ok();
+    assert!(was_taken(&host), "no removal came so far");
+    matches!(host.visible(0), Ok(None))
+}
+
+/// Somebody clears what a removal left that died behind call `cut`, and stands still at that call,
+/// until an image that has come since is left in the same way. Tells whether there was such a call.
+async fn cleared_late(call: u64, cut: u64) -> bool {
+    let (host, first, second) = with_image(0, options()).await;
+    let (third, fourth) = (host.daemon(true).await.unwrap(), host.daemon(true).await.unwrap());
+    host.sim.plan(host.sim.call_count() + cut, Action::KillAfter);
+    remove(at(&first, 0), 0).await.unwrap().ok();
+    assert!(was_taken(&host));
+    host.sim.plan(host.sim.call_count() + call, Action::HoldAfter);
+    let clearing = at(&second, 0);
+    let held = tokio::spawn(async move { clearing.recover(None).await.map(drop) });
+    a_while().await;
+    let taken = host.sim.taken_count() > 1;
+    if taken {
+        at(&third, 0).recover(None).await.unwrap();
+        put(&third, 0, options()).await;
+        host.sim.plan(host.sim.call_count() + cut, Action::KillAfter);
+        remove(at(&fourth, 0), 0).await.unwrap().ok();
+        assert!(matches!(host.visible(0), Ok(None)), "held at {call}");
+    }
+    host.sim.heal();
+    let told = held.await.unwrap();
+    assert_eq!(kind(&told), None, "held at {call}: {told:?}");
+    at(&third, 0).recover(None).await.unwrap();
+    assert_eq!(host.leftovers(), [""; 0], "held at {call}");
+    taken
+}
+
+#[test]
+fn what_two_removals_left_one_after_the_other_is_told_apart() {
+    let cut = (0..).find(|call| in_simulation(leaves_hidden(*call))).unwrap();
+    let count = (0..).find(|call| !in_simulation(cleared_late(*call, cut))).unwrap();
+    assert!(count > 3, "{count}");
 }
 
 /// What somebody does who looks at the image of destination 0.
@@ -240,6 +290,7 @@ fn at_every_moment_of_a_removal(how: Look, options: &CopyOptions) {
     let at = |call, up_to| in_simulation(looked_at(how, call, up_to, options.clone()));
     let calls = (0..).find(|call| !at(*call, u64::MAX >> 1).0).unwrap();
     let moments = (0..).find(|up_to| !at(0, *up_to).1).unwrap();
+    assert!(calls > 3 && moments > 3, "{how:?}: {calls} calls, {moments} moments of a removal");
     for call in 0..calls {
         for up_to in 0..moments {
             at(call, up_to);
