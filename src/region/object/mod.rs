@@ -120,7 +120,8 @@ impl ObjectRegion {
     /// there: heads in `folder`, which is made where it is missing, decide in the store's stead.
     ///
     /// Nothing notices two daemons that decide at the same moment. What a second one has written is
-    /// noticed later, and refused as [`ErrorKind::Fenced`](crate::ErrorKind::Fenced).
+    /// noticed later, and refused as [`ErrorKind::Fenced`](crate::ErrorKind::Fenced). Where others
+    /// keep heads at the store, whatever is asked of the region is refused as `Unsupported`.
     ///
     /// # Errors
     /// Those of the folder.
