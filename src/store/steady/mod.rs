@@ -208,8 +208,8 @@ impl Shared {
         tokio::select! {
             biased;
             answer = &mut first => return answer_of(task, answer),
-            // What has passed one of several limits when the answer comes is not given back: there
-            // are few of these, and it errs on the side of the limit.
+            // What has passed a limit is not given back when the answer comes meanwhile, or the
+            // window is full then: there are few of these, and it errs on the side of the limit.
             () = host::pass_toll(task.bytes) => {}
         }
         if !locked(&self.window).enter() {
