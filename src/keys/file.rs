@@ -31,8 +31,8 @@ impl FileKeyring {
     /// Makes an empty keyring in a file that is not there yet.
     ///
     /// # Errors
-    /// `Exists` when something is there; `NotFound` when its folder is missing; `Invalid` for a name
-    /// that begins with `.blockferry-`; `Unsupported` on a file system that can neither rename
+    /// `Exists` when something is there; `NotFound` when its folder is missing; `Invalid` for a
+    /// name that begins with `.blockferry-`; `Unsupported` on a file system that can neither rename
     /// without replacing nor link.
     ///
     /// # Durability

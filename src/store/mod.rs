@@ -177,8 +177,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// [`Unsupported`]: ErrorKind::Unsupported
     fn copy<'a>(&'a self, from: &'a Address, to: &'a str) -> BoxFuture<'a, Result<()>>;
 
-    /// Begins a multipart upload, or tells that it may have begun two. The object will bear `label`,
-    /// of letters and digits, which [`Store::head`] tells.
+    /// Begins a multipart upload, or tells that it may have begun two. The object will bear
+    /// `label`, of letters and digits, which [`Store::head`] tells.
     ///
     /// # Errors
     /// The store's own failure: an upload that nobody knows of may have begun.
