@@ -146,7 +146,7 @@ impl Shared {
                     continue;
                 }
                 // Another daemon's, begun in these moments and without a part yet, looks the same.
-                // If it is that, its copy fails, and the object is nobody's but ours.
+                // If it is that, its copy fails: at its end at the latest one of the two would.
                 let parts = self.store.parts(&self.key, upload).await;
                 if matches!(parts, Ok(Some(parts)) if parts.is_empty()) {
                     // What stays all the same is told apart from nothing, and holds no bytes.
