@@ -41,6 +41,7 @@ pub(crate) type Uuid = [u8; 16];
 
 const COMMIT_INFO: &[u8] = b"blockferry/v1/commit";
 const BLIND_INFO: &[u8] = b"blockferry/v1/blind";
+#[cfg(feature = "object")]
 const TEXT_SALT_INFO: &[u8] = b"blockferry/v1/manifest-salt";
 const CHUNK_INFO: &[u8] = b"blockferry/v1/chunk";
 const MANIFEST_INFO: &[u8] = b"blockferry/v1/manifest";
@@ -109,6 +110,7 @@ impl ImageCipher {
 
     /// The salt of the manifest with that text: the same text always makes the same bytes, so that
     /// one may be put twice, and no other text has it.
+    #[cfg(feature = "object")]
     pub(crate) fn salt_of_text(
         &self,
         text: impl FnOnce(&mut blake3::Hasher) -> Result<()>,

@@ -193,6 +193,7 @@ impl Dir {
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] on file systems where a file has one name.
+    #[cfg(feature = "encrypt")]
     pub(crate) fn link(&self, from: &str, to: &str) -> Result<()> {
         let (from, to) = (Self::plain(from)?, Self::plain(to)?);
         retry_on_intr(|| self.0.link(from, to)).map_err(|errno| match errno {

@@ -42,7 +42,8 @@ pub(super) fn pause(time: Duration) {
 
 /// Passes calls on to the disk that the file lies on.
 macro_rules! pass_on {
-    ($($name:ident($($arg:ident: $kind:ty),*) -> $done:ty;)*) => {$(
+    ($($(#[$when:meta])? $name:ident($($arg:ident: $kind:ty),*) -> $done:ty;)*) => {$(
+        $(#[$when])?
         pub(super) fn $name(&self, $($arg: $kind),*) -> Result<$done> {
             match self {
                 Self::Host(fd) => fd.$name($($arg),*),
@@ -104,6 +105,7 @@ impl Fd {
     pass_on! {
         make_dir(name: &str, mode: u32) -> ();
         unlink(name: &str, flags: AtFlags) -> ();
+        #[cfg(feature = "encrypt")]
         link(from: &str, to: &str) -> ();
         stat() -> Facts;
         stat_at(name: &str) -> Facts;

@@ -99,6 +99,7 @@ impl Fd {
     }
 
     /// Another name in this folder for the same file.
+    #[cfg(feature = "encrypt")]
     pub(super) fn link(&self, from: &str, to: &str) -> Result<()> {
         rustix::fs::linkat(&self.0, from, &self.0, to, AtFlags::empty())
     }

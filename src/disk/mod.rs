@@ -197,6 +197,7 @@ mod tests {
         assert_eq!(dir.names(|_| true).unwrap(), ["b", "c"]);
     }
 
+    #[cfg(feature = "encrypt")]
     #[test]
     fn a_second_name_never_replaces() {
         let (_temp, dir) = folder();

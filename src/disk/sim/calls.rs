@@ -158,14 +158,15 @@ impl World {
         }
     }
 
-    /// A call fails: it may have had its effect, or part of it, all the same.
+    /// A call fails: it may have had its effect, or part of it, all the same, unless it was
+    /// interrupted or turned away.
     fn fail(
         &mut self,
         call: &Call<'_>,
         errno: Errno,
         effect: impl FnOnce(&mut Self) -> Result<()>,
     ) {
-        if errno == Errno::INTR {
+        if matches!(errno, Errno::INTR | Errno::INVAL) {
             return;
         }
         if call.name == "sync" {

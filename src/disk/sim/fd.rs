@@ -137,6 +137,7 @@ impl Fd {
     }
 
     /// A file of this disk has one name.
+    #[cfg(feature = "encrypt")]
     pub(in crate::disk) fn link(&self, _from: &str, to: &str) -> Result<()> {
         self.shared.call(self.named("link", to), |_| Err(Errno::OPNOTSUPP))
     }
