@@ -87,6 +87,10 @@ fn encrypted_heads(plain: &Head, made: &Made, id: KeyId) -> Vec<Head> {
 /// The manifest of an encrypted image as anybody can read it: what it names is within bounds, and
 /// what is written again is the same.
 pub(super) fn check_sealed_image(bytes: &[u8], effort: Effort) {
+    // One in clear ends in a manifest, which takes the memory that `manifest` allows.
+    if bytes.starts_with(b"BFOBJIM\0") {
+        return;
+    }
     let whole = Bytes::copy_from_slice(bytes);
     let sealed = match Image::decode(&whole) {
         Ok(Image::Sealed(sealed)) => sealed,
