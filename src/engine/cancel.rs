@@ -180,9 +180,18 @@ impl Inner {
                 return match self.index.read_usable(job).await? {
                     Some(_) => self.cancel_since(began, job).await,
                     None => {
-                        // Whoever cancelled it may have died before the last of it was gone.
-                        region.cancel(job, image).await?;
-                        let answer = CancelAnswer::AlreadyCancelled { clean: true };
+                        // Whoever cancelled it may have died before the last of it was gone, and
+                        // somebody may have started it anew since.
+                        let answer = match region.cancel(job, image).await? {
+                            Vote::Cancelled { first: true, clean } => {
+                                CancelAnswer::Cancelled { clean }
+                            }
+                            Vote::Cancelled { first: false, clean } => {
+                                CancelAnswer::AlreadyCancelled { clean }
+                            }
+                            Vote::Committed => CancelAnswer::AlreadyCommitted,
+                            Vote::Unknown => CancelAnswer::AlreadyCancelled { clean: true },
+                        };
                         Ok(CancelReply::new(Some(job), answer))
                     }
                 };
