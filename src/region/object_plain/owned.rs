@@ -64,7 +64,8 @@ impl Owned {
     }
 
     /// Begins the next attempt: with the upload that is on record while the store knows it, and
-    /// with the parts that it vouches for.
+    /// with the parts that it vouches for. Those that no checkpoint tells of are read once more, and
+    /// sent only if the store holds other bytes.
     fn begin(&self) -> Result<Restored> {
         let recorded = locked(&self.recorded).take();
         let recorded = recorded
@@ -110,6 +111,11 @@ impl Owned {
 
     async fn put(&self, index: ChunkIndex, bytes: Bytes) -> Result<()> {
         let (shared, upload) = (&self.shared, self.upload()?);
+        // An earlier attempt may have sent it, and have died before a checkpoint told so.
+        let held = locked(&self.parts).get(&number(index)).cloned();
+        if held.is_some_and(|held| held.holds(&bytes)) {
+            return Ok(());
+        }
         let part = shared.store.upload_part(&shared.key, upload, number(index), bytes).await?;
         locked(&self.parts).insert(part.number, part);
         Ok(())

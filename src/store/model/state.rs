@@ -7,7 +7,8 @@ use bytes::Bytes;
 use super::Lie;
 use crate::geometry::{ByteRange, to_u64, to_usize};
 use crate::store::{
-    Condition, Entry, Meta, PAGE_ENTRIES_MAX, PART_BYTES_MIN, Page, Part, Upload, UploadId, Version,
+    Condition, Entry, Meta, PAGE_ENTRIES_MAX, PART_BYTES_MIN, Page, Part, Upload, UploadId,
+    Version, checksum_of,
 };
 
 /// Where the store's clock begins.
@@ -357,7 +358,7 @@ impl Stored {
 }
 
 fn part(number: u32, bytes: &Bytes) -> Part {
-    Part { number, len: to_u64(bytes.len()), tag: tag(bytes), checksum: None }
+    Part { number, len: to_u64(bytes.len()), tag: tag(bytes), checksum: Some(checksum_of(bytes)) }
 }
 
 fn tag(bytes: &[u8]) -> String {

@@ -3,8 +3,6 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Request};
 use http_body_util::BodyExt;
@@ -14,7 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{to_u64, to_usize};
-use crate::store::{Class, Trouble};
+use crate::store::{Class, Trouble, checksum_of};
 
 use super::xml;
 
@@ -125,8 +123,7 @@ impl<'a> Ask<'a> {
 
     /// Sends bytes along with their checksum, which a store that has checksums must answer.
     pub(super) fn body(mut self, body: Bytes) -> Self {
-        let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &body);
-        self.checksum = Some(BASE64_STANDARD.encode(crc.to_be_bytes()));
+        self.checksum = Some(checksum_of(&body));
         self.body = body;
         self
     }

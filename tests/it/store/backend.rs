@@ -345,6 +345,7 @@ impl S3 for Backend {
             part_number: i32::try_from(part.number).ok(),
             size: signed(part.len),
             e_tag: Some(ETag::Strong(part.tag.trim_matches('"').to_owned())),
+            checksum_crc64nvme: part.checksum.clone(),
             ..Default::default()
         };
         reply(ListPartsOutput {

@@ -4,13 +4,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use blockferry::chunk::Durable;
 use blockferry::engine::{CancelAnswer, CopyRequest, Engine, Job, JobOutcome, Shutdown};
-use blockferry::geometry::{ChunkSize, Geometry};
+use blockferry::geometry::{ChunkIndex, ChunkRun, ChunkSize, Geometry};
 use blockferry::id::{ImageId, JobId, RegionName};
 use blockferry::job::{Endpoint, Fingerprint, JobSpec};
 use blockferry::location::BucketAddress;
+use blockferry::manifest::Manifest;
 use blockferry::options::{CopyOptions, EngineOptions, Limits};
-use blockferry::region::{Located, MemoryRegion, PlainObjectRegion, Region, Settled, Vote, Wish};
+use blockferry::region::{
+    Located, MemoryRegion, Outcome, PlainObjectRegion, Region, Settled, Target, Vote, Wish,
+};
+use blockferry::seal::{Seal, seal};
 use blockferry::store::model::Lie;
 use blockferry::{Error, ErrorKind};
 
@@ -179,6 +184,44 @@ async fn a_resume_sends_no_part_again_that_is_on_record() {
     assert_eq!(world.object().unwrap(), bytes(4 * CHUNK));
     assert!(world.is_clean());
     engine.shutdown(Shutdown::Suspend, Duration::from_secs(10)).await;
+}
+
+/// The process dies before a checkpoint tells of what it has sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resume_sends_no_part_again_that_the_store_holds() {
+    let world = World::new().await;
+    let (region, other) = (world.region("one"), spec("one"));
+    let geometry = Geometry::new(2 * CHUNK as u64 + 1, other.geometry.chunk_size()).unwrap();
+    let spec = JobSpec::new(other.job, other.source, other.target, geometry, Fingerprint::new());
+    let (whole, wrong) = (bytes(2 * CHUNK + 1), vec![7; CHUNK]);
+    let send = async |target: &dyn Target, index: u32, bytes: &[u8]| {
+        let piece = bytes::Bytes::copy_from_slice(bytes);
+        let written = match seal(geometry, ChunkIndex::new(index), piece) {
+            Seal::Zero(index) => target.write_zeroes(ChunkRun::new(index, 1)).await.unwrap(),
+            Seal::Data(chunk) => target.write(chunk).await.unwrap(),
+        };
+        Durable::recorded(written.run(), written.content())
+    };
+    let target = region.stage(&spec).await.unwrap();
+    target.begin().await.unwrap();
+    send(&*target, 0, &whole[..CHUNK]).await;
+    send(&*target, 1, &wrong).await;
+    drop(target);
+
+    let target = region.reopen(&spec).await.unwrap();
+    let mut restored = target.begin().await.unwrap();
+    assert_eq!(restored.data_bytes, 0, "nothing is on record");
+    for (index, piece) in whole.chunks(CHUNK).enumerate() {
+        let done = send(&*target, u32::try_from(index).unwrap(), piece).await;
+        restored.record(&done).unwrap();
+    }
+    let sent = world.server.count("UploadPart");
+    assert_eq!(sent, 2 + 2, "the first is there; the second was another");
+    let table = restored.table.finish().unwrap();
+    let manifest = Manifest::new(table, Some(spec.job), spec.attributes.clone()).unwrap();
+    assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
+    target.finish().await.unwrap();
+    assert_eq!(world.server.model.bytes("one").unwrap(), whole);
 }
 
 #[tokio::test(flavor = "multi_thread")]
