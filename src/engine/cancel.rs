@@ -246,7 +246,7 @@ impl Inner {
         }
         let state = if clean { JobState::RolledBack } else { JobState::RollbackPending };
         // The region is the truth; an index that cannot be written now is rebuilt by `recover`.
-        self.index.write(JobRecord::new(spec.clone(), state)).await.ok();
+        self.index.write_seen(JobRecord::new(spec.clone(), state)).await.ok();
         if !clean {
             drive::keep_rolling_back(self.clone(), spec.clone(), region.clone());
         }
@@ -261,7 +261,7 @@ impl Inner {
         }
         let mut record = JobRecord::new(spec.clone(), JobState::Committed);
         record.receipt = found_receipt(region, spec).await.ok();
-        self.index.write(record).await.ok();
+        self.index.write_seen(record).await.ok();
     }
 }
 

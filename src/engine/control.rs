@@ -90,7 +90,7 @@ impl Inner {
                 None => found_receipt(region, spec).await.ok(),
             };
         }
-        self.index.write(record).await
+        self.index.write_seen(record).await
     }
 
     pub(super) async fn limit(&self, job: JobId, limits: Limits) -> Result<()> {

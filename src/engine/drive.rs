@@ -364,7 +364,7 @@ pub(crate) fn keep_rolling_back(
                 record.receipt = crate::engine::found_receipt(&*region, &spec).await.ok();
             }
             // The region is the truth; an index that cannot be written now is rebuilt by `recover`.
-            engine.index.write(record).await.ok();
+            engine.index.write_seen(record).await.ok();
             return;
         }
     });

@@ -51,6 +51,14 @@ impl JobRecord {
         self
     }
 
+    /// Whether this, on record, is not to be replaced by what somebody has seen from outside: a
+    /// job of that id ended once, and a later one only begins.
+    fn outlasts(&self, seen: &Self) -> bool {
+        let (mine, theirs) = (self.spec.created_unix_ms, seen.spec.created_unix_ms);
+        let is_news = seen.state == JobState::Committed && self.state != JobState::Committed;
+        mine > theirs || mine == theirs && self.state.is_final() && !is_news
+    }
+
     /// Without what is a digest of an encrypted image's content: whoever may know its root gets it
     /// from the image.
     fn masked(mut self) -> Self {
@@ -185,16 +193,26 @@ impl Index {
     /// Survives power loss when it returns; a crash leaves the old record or the new one.
     pub(crate) async fn write(&self, record: JobRecord) -> Result<()> {
         self.with(move |dir| {
-            // Order: claim → temporary file → sync → rename → sync folder.
             let _claim = dir.claim()?;
-            let name = record.spec.job.to_string();
-            let temporary = format!("{name}.new");
-            dir.remove_file(&temporary)?;
-            let file = dir.create_file(&temporary, 0o600)?;
-            file.write_at(0, &record.masked().encode())?;
-            file.sync_all()?;
-            dir.rename_over(&temporary, &name)?;
-            dir.sync()
+            replace(dir, record)
+        })
+        .await
+    }
+
+    /// As [`Index::write`], for who has seen from outside how a job stands: what its owner, or
+    /// somebody else, has written of its end meanwhile stays. A commit that was seen is true
+    /// whatever the record says.
+    pub(crate) async fn write_seen(&self, record: JobRecord) -> Result<()> {
+        self.with(move |dir| {
+            let _claim = dir.claim()?;
+            let there = match read(dir, record.spec.job) {
+                Err(error) if error.kind() == ErrorKind::Corrupt => None,
+                read => read?,
+            };
+            match there.is_some_and(|there| there.outlasts(&record)) {
+                true => Ok(()),
+                false => replace(dir, record),
+            }
         })
         .await
     }
@@ -225,6 +243,19 @@ impl Index {
         }
         Ok(())
     }
+}
+
+/// Puts a record in place of the one before. Under the claim.
+fn replace(dir: &Dir, record: JobRecord) -> Result<()> {
+    // Order: claim → temporary file → sync → rename → sync folder.
+    let name = record.spec.job.to_string();
+    let temporary = format!("{name}.new");
+    dir.remove_file(&temporary)?;
+    let file = dir.create_file(&temporary, 0o600)?;
+    file.write_at(0, &record.masked().encode())?;
+    file.sync_all()?;
+    dir.rename_over(&temporary, &name)?;
+    dir.sync()
 }
 
 fn read(dir: &Dir, job: JobId) -> Result<Option<JobRecord>> {

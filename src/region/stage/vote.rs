@@ -52,7 +52,8 @@ impl StageStore {
             Settlement::FinishCommit => {
                 drop(decision);
                 sabotage::unless("D7", || self.sync_published(&stage))?;
-                if journal.try_own()? {
+                // Whoever owned it may have removed it, and somebody may have made another since.
+                if journal.try_own()? && journal.is_still_in(&stage.dir)? {
                     self.remove(&stage.parent, &stage.dir, job)?;
                 }
                 return Ok(Some(Vote::Committed));
@@ -64,8 +65,11 @@ impl StageStore {
         decision.cancel()?;
         drop(decision);
         let clean = journal.try_own()?;
-        if clean {
-            self.clean(&stage.parent, &stage.dir, job)?;
+        match clean && journal.is_still_in(&stage.dir)? {
+            true => self.clean(&stage.parent, &stage.dir, job)?,
+            // Whoever owned it has removed it, and may not have come to its sync.
+            false if clean => self.sync_removal()?,
+            false => {}
         }
         Ok(Some(Vote::Cancelled { first, clean }))
     }
