@@ -257,6 +257,9 @@ impl Shared {
             Fault::Slow(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
             _ => {}
         }
+        if lacks_length(&request) {
+            return Ok(refusal(411, "MissingContentLength", None));
+        }
         let (parts, body) = request.into_parts();
         let mut body = body.collect().await.map_err(Failure::other)?.to_bytes();
         if fault == Fault::CorruptedRequest {
@@ -319,6 +322,12 @@ fn operation(method: &Method, path: &str, query: Option<&str>) -> &'static str {
         ("DELETE", _) => "DeleteObject",
         _ => "Other",
     }
+}
+
+/// Whether a request does not tell how long it is, as it must: Ceph's gateway insists on it.
+fn lacks_length(request: &Request<Incoming>) -> bool {
+    let may_have_body = matches!(*request.method(), Method::PUT | Method::POST);
+    may_have_body && !request.headers().contains_key("content-length")
 }
 
 fn refusal(status: u16, code: &str, retry_after: Option<u64>) -> Response<ReplyBody> {
