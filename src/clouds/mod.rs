@@ -19,13 +19,13 @@
 //! neither it nor SDK-HMAC-SHA256 has a nonce, so that who can listen can repeat a request while it
 //! is good. Alibaba's nonces are remembered while they are good, but not beyond a restart.
 
-mod alibaba;
+pub(crate) mod alibaba;
 mod api;
-mod baidu;
+pub(crate) mod baidu;
 mod calendar;
 mod config;
 mod door;
-mod huawei;
+pub(crate) mod huawei;
 mod keys;
 mod metrics;
 mod nonce;
@@ -33,7 +33,7 @@ mod rate;
 mod reply;
 mod request;
 mod sign;
-mod text;
+pub(crate) mod text;
 
 pub use api::{Api, ApiOptions, Face};
 pub use config::{Config, ImageConfig, KeyConfig, ListenConfig, RegionConfig};

@@ -1,23 +1,18 @@
 //! The calls of Alibaba ECS: parameters in, the service's answers out.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
 
-use super::Parameters;
-use super::faults;
+use super::asked::Wanted;
+use super::{Parameters, faults};
 use crate::clouds::api::Api;
 use crate::clouds::calendar::iso;
 use crate::clouds::reply::Fault;
 use crate::id::{ImageId, RegionName};
 use crate::job::Endpoint;
 use crate::service::{
-    Caller, CopyOrder, IdShape, Image, ImageView, Relation, Rules, Stage, Token,
-    alibaba_description, alibaba_name, alibaba_tag_key, alibaba_tag_value, alibaba_token,
+    Caller, CopyOrder, IdShape, Image, ImageView, Relation, Rules, Stage, Token, alibaba_token,
 };
 
-/// The most labels of an image. \[D\]
-const TAG_COUNT_MAX: usize = 20;
 /// What must differ in a retry, so that it says nothing of the request. \[D\]
 const NOT_ASKED: [&str; 9] = [
     "ClientToken",
@@ -73,10 +68,8 @@ pub(super) async fn copy_image(
     }
     let new = api.service.new_image_id(IdShape::Alibaba, &to).map_err(|_| faults::INTERNAL)?;
     let mut order = CopyOrder::new(source, vec![Endpoint::new(to, new.clone())], Rules::ALIBABA);
-    order.name = name(asked)?;
-    order.description = description(asked)?;
-    order.tags = tags(asked)?;
-    order.key = key(asked)?;
+    let Wanted { name, description, tags, key } = Wanted::read(asked)?;
+    (order.name, order.description, order.tags, order.key) = (name, description, tags, key);
     order.token = token;
     if asked.boolean("DryRun")? {
         let checked = api.service.check(caller, &order);
@@ -102,50 +95,6 @@ fn token(caller: &Caller, asked: &Parameters) -> Result<Option<Token>, Fault> {
     // A token is of one account and one call. [C]
     let scope = format!("alibaba CopyImage {}", caller.project);
     Ok(Some(Token { scope, text: text.to_owned(), request: *hasher.finalize().as_bytes() }))
-}
-
-fn name(asked: &Parameters) -> Result<String, Fault> {
-    let Some(name) = asked.find("DestinationImageName") else { return Ok(String::new()) };
-    alibaba_name(name).map_err(|_| faults::NAME_MALFORMED)?;
-    Ok(name.to_owned())
-}
-
-fn description(asked: &Parameters) -> Result<String, Fault> {
-    let Some(text) = asked.find("DestinationDescription") else { return Ok(String::new()) };
-    alibaba_description(text).map_err(|_| faults::DESCRIPTION_MALFORMED)?;
-    Ok(text.to_owned())
-}
-
-fn tags(asked: &Parameters) -> Result<BTreeMap<String, String>, Fault> {
-    let mut tags = BTreeMap::new();
-    // Those of a greater number than may be are not looked for, but may not be there.
-    let numbered = |name: &str| name.strip_prefix("Tag.")?.split('.').next()?.parse::<usize>().ok();
-    if asked.all().filter_map(|(name, _)| numbered(name)).any(|n| !(1..=TAG_COUNT_MAX).contains(&n))
-    {
-        return Err(faults::invalid("Tag.N.Key"));
-    }
-    for number in 1..=TAG_COUNT_MAX {
-        let value = asked.find(&format!("Tag.{number}.Value")).unwrap_or_default();
-        let Some(key) = asked.find(&format!("Tag.{number}.Key")) else {
-            if value.is_empty() {
-                continue;
-            }
-            return Err(faults::invalid("Tag.N.Key"));
-        };
-        alibaba_tag_key(key).map_err(|_| faults::invalid("Tag.N.Key"))?;
-        alibaba_tag_value(value).map_err(|_| faults::invalid("Tag.N.Value"))?;
-        tags.insert(key.to_owned(), value.to_owned());
-    }
-    Ok(tags)
-}
-
-/// The key to encrypt under. `Encrypted` without one asks for the region's own: the first it knows.
-fn key(asked: &Parameters) -> Result<Option<String>, Fault> {
-    match (asked.boolean("Encrypted")?, asked.find("KMSKeyId")) {
-        (false, None) => Ok(None),
-        (false, Some(_)) => Err(faults::ENCRYPTED_ILLEGAL),
-        (true, key) => Ok(Some(key.unwrap_or_default().to_owned())),
-    }
 }
 
 /// Region and image of a call that names one image.

@@ -1,6 +1,7 @@
 //! Alibaba ECS of 2014-05-26: CopyImage, CancelCopyImage, DescribeImages, DeleteImage,
 //! DescribeRegions, signed the RPC way or by ACS3, answered in JSON or XML.
 
+pub(crate) mod asked;
 mod calls;
 mod faults;
 
@@ -123,7 +124,7 @@ fn action_of(scheme: Scheme, request: &Request) -> Option<String> {
 pub(crate) struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
-    fn read(request: &Request) -> Option<Self> {
+    pub(crate) fn read(request: &Request) -> Option<Self> {
         let mut pairs = request.query_pairs()?;
         pairs.extend(request.form_pairs()?);
         Some(Self(pairs))

@@ -1,12 +1,12 @@
 //! Baidu BCC of version 2: remoteCopy, cancelRemoteCopy, images shown, listed and deleted, signed
 //! by bce-auth-v1, with one listener a region.
 
+pub(crate) mod asked;
 mod faults;
-
-use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
+use self::asked::RemoteCopy;
 use crate::clouds::api::{Api, Refused};
 use crate::clouds::calendar::iso;
 use crate::clouds::reply::{Fault, Reply, Trouble};
@@ -14,9 +14,7 @@ use crate::clouds::request::Request;
 use crate::clouds::sign::Scheme;
 use crate::id::{ImageId, RegionName};
 use crate::job::Endpoint;
-use crate::service::{
-    Caller, CopyOrder, IdShape, Image, ImageView, Relation, Rules, TARGET_COUNT_MAX, baidu_name,
-};
+use crate::service::{Caller, CopyOrder, IdShape, Image, ImageView, Relation, Rules};
 
 /// Images on one page, at most and where nobody says. \[C\]
 const PAGE_MAX: usize = 1000;
@@ -135,38 +133,17 @@ async fn remote_copy(
     image: ImageId,
     request: &Request,
 ) -> Result<Value, Fault> {
-    let body: Value =
-        serde_json::from_slice(&request.body).map_err(|_| match request.body.is_empty() {
-            true => faults::INAPPROPRIATE,
-            false => faults::MALFORMED_JSON,
-        })?;
-    let name = match body.get("name") {
-        None | Some(Value::Null) => "",
-        Some(Value::String(name)) => name,
-        Some(_) => return Err(faults::INAPPROPRIATE),
-    };
-    baidu_name(name).map_err(|_| faults::INAPPROPRIATE)?;
-    let regions = body.get("destRegion").and_then(Value::as_array).ok_or(faults::INAPPROPRIATE)?;
-    let mut targets = Vec::new();
-    let mut seen = BTreeSet::new();
+    let RemoteCopy { name, regions } = RemoteCopy::read(request)?;
+    let mut targets = Vec::with_capacity(regions.len());
     for to in regions {
-        let to = to.as_str().ok_or(faults::INAPPROPRIATE)?;
-        // One that comes twice counts once. [C]
-        if !seen.insert(to) {
-            continue;
-        }
-        let to: RegionName = to.parse().map_err(|_| faults::REGION)?;
         let new = api.service.new_image_id(IdShape::Baidu, &to).map_err(|_| faults::INTERNAL)?;
         targets.push(Endpoint::new(to, new));
-    }
-    if targets.is_empty() || targets.len() > TARGET_COUNT_MAX {
-        return Err(faults::INAPPROPRIATE);
     }
     let source = Endpoint::new(region.clone(), image);
     // An image that is not there is told before a region that is not.
     api.service.source(caller, &source).map_err(|told| faults::of_copy(&told))?;
     let mut order = CopyOrder::new(source, targets, Rules::BAIDU);
-    order.name = name.to_owned();
+    order.name = name;
     let legs = api.service.start(caller, order).await.map_err(|told| faults::of_copy(&told))?;
     let rows = legs.iter().map(|leg| {
         let (region, image) = (leg.target.region.as_str(), leg.target.image.as_str());

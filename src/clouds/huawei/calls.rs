@@ -1,8 +1,9 @@
 //! The calls of Huawei IMS: paths, parameters and bodies in, the service's answers out.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::Call;
+use super::asked::{Across, Wanted};
 use super::faults::{self, Fault};
 use crate::clouds::api::Api;
 use crate::clouds::calendar::{iso, iso_ms};
@@ -10,8 +11,8 @@ use crate::clouds::request::Request;
 use crate::id::{ImageId, JobId, RegionName};
 use crate::job::Endpoint;
 use crate::service::{
-    Caller, CopyOrder, CopyState, CopyView, Fault as TextFault, IdShape, Image, ImageKind,
-    ImageView, Relation, Rules, Stage, huawei_description, huawei_name, is_uuid,
+    Caller, CopyOrder, CopyState, CopyView, IdShape, Image, ImageKind, ImageView, Relation, Rules,
+    Stage, is_uuid,
 };
 
 /// Images on one page, where nobody says. \[C\]
@@ -29,17 +30,17 @@ pub(super) async fn answer(
 ) -> Result<Value, Fault> {
     match call {
         Call::CopyInRegion(image) => {
-            let body = body(request)?;
-            let order = order(api, region, region, image, &body, Rules::HUAWEI_IN_REGION)?;
+            let wanted = Wanted::read(request)?;
+            let order = order(api, region, region, image, wanted, Rules::HUAWEI_IN_REGION)?;
             copy(api, caller, order).await
         }
         Call::CopyCrossRegion(image) => {
-            let body = body(request)?;
-            let to = cross_region(&body)?;
+            let across = Across::read(request)?;
             // A whole instance goes to a vault of the other region. [D]
             let mut rules = Rules::HUAWEI_CROSS_REGION;
-            rules.whole_instance_elsewhere = text(&body, "vault_id")?.is_some();
-            let order = order(api, region, &to, image, &body, rules)?;
+            rules.whole_instance_elsewhere = across.has_vault;
+            let wanted = Wanted::read(request)?;
+            let order = order(api, region, &across.region, image, wanted, rules)?;
             copy(api, caller, order).await
         }
         Call::Job { project, job } => {
@@ -78,63 +79,22 @@ pub(super) async fn answer(
     }
 }
 
-fn body(request: &Request) -> Result<Map<String, Value>, Fault> {
-    if request.body.is_empty() {
-        return Err(faults::BODY_EMPTY);
-    }
-    serde_json::from_slice(&request.body).map_err(|_| faults::BODY_MALFORMED)
-}
-
-/// A field that is text or is not there.
-fn text<'a>(body: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, Fault> {
-    match body.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err(faults::BODY_MALFORMED),
-    }
-}
-
-fn cross_region(body: &Map<String, Value>) -> Result<RegionName, Fault> {
-    let filled = |name| Ok(text(body, name)?.filter(|text| !text.is_empty()));
-    filled("project_name")?.ok_or(faults::PROJECT_NAME)?;
-    // Which code says that these are missing is a choice. [C]
-    filled("agency_name")?.ok_or(faults::BODY_MALFORMED)?;
-    let region = filled("region")?.ok_or(faults::NO_REGION)?;
-    region.parse().map_err(|_| faults::NO_REGION)
-}
-
 fn order(
     api: &Api,
     from: &RegionName,
     to: &RegionName,
     image: &str,
-    body: &Map<String, Value>,
+    wanted: Wanted,
     rules: Rules,
 ) -> Result<CopyOrder, Fault> {
     if !is_uuid(image) {
         return Err(faults::ID_MALFORMED);
     }
     let image: ImageId = image.parse().map_err(|_| faults::ID_MALFORMED)?;
-    let name = text(body, "name")?.unwrap_or_default();
-    huawei_name(name).map_err(|fault| match fault {
-        TextFault::Missing => faults::NAME_MISSING,
-        TextFault::Length => faults::NAME_LONG,
-        TextFault::Content => faults::NAME_MALFORMED,
-    })?;
-    let description = text(body, "description")?.unwrap_or_default();
-    huawei_description(description).map_err(|fault| match fault {
-        TextFault::Length => faults::DESCRIPTION_LONG,
-        TextFault::Missing | TextFault::Content => faults::DESCRIPTION_MALFORMED,
-    })?;
-    if text(body, "enterprise_project_id")?.is_some_and(|id| !matches!(id, "" | "0")) {
-        return Err(faults::ENTERPRISE);
-    }
     let new = api.service.new_image_id(IdShape::Huawei, to).map_err(|_| faults::UNKNOWN)?;
     let source = Endpoint::new(from.clone(), image);
     let mut order = CopyOrder::new(source, vec![Endpoint::new(to.clone(), new)], rules);
-    order.name = name.to_owned();
-    order.description = description.to_owned();
-    order.key = text(body, "cmk_id")?.filter(|id| !id.is_empty()).map(str::to_owned);
+    (order.name, order.description, order.key) = (wanted.name, wanted.description, wanted.key);
     Ok(order)
 }
 

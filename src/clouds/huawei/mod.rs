@@ -6,6 +6,7 @@
 //! status is `FAIL` from then on, and whose image is gone; a copy that has finished or failed
 //! answers 409 with a code outside Huawei's.
 
+pub(crate) mod asked;
 mod calls;
 mod faults;
 

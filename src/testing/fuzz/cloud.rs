@@ -1,6 +1,17 @@
-//! Requests to the clouds' dialects: what is read of them, and that only the right one verifies.
+//! Requests to the clouds' dialects: what is read of them and of their bodies, and that only the
+//! right one verifies.
 
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::clouds::alibaba::Parameters;
+use crate::clouds::alibaba::asked::Wanted as AlibabaWanted;
+use crate::clouds::baidu::asked::RemoteCopy;
+use crate::clouds::huawei::asked::{Across, Wanted as HuaweiWanted};
+use crate::clouds::text::encode;
 use crate::clouds::{Claim, Request, Scheme, SignFault};
+use crate::service::TARGET_COUNT_MAX;
 
 const SCHEMES: [Scheme; 4] =
     [Scheme::AlibabaRpc, Scheme::AlibabaAcs3, Scheme::Baidu, Scheme::Huawei];
@@ -82,5 +93,73 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     let sdk = "GET /v1/p/jobs/0\nhost: h\nx-sdk-date: 20261121T202548Z\nauthorization: \
                SDK-HMAC-SHA256 Access=a, SignedHeaders=host;x-sdk-date, Signature=x\n\n";
     let all = [rpc, form, &acs3, bce, sdk, "GET /%\n\n"];
+    all.iter().map(|text| text.as_bytes().to_vec()).collect()
+}
+
+/// What a dialect has read of a request says the same when it is written anew.
+pub(super) fn check_body(bytes: &[u8]) {
+    let request = read(bytes);
+    if let Ok(copy) = RemoteCopy::read(&request) {
+        assert!((1..=TARGET_COUNT_MAX).contains(&copy.regions.len()));
+        let distinct: BTreeSet<_> = copy.regions.iter().collect();
+        assert_eq!(distinct.len(), copy.regions.len(), "a region comes twice");
+        let regions: Vec<_> = copy.regions.iter().map(|region| region.as_str()).collect();
+        let again = with_json(json!({"name": copy.name, "destRegion": regions}));
+        assert_eq!(RemoteCopy::read(&again).ok().as_ref(), Some(&copy));
+    }
+    if let Ok(wanted) = HuaweiWanted::read(&request) {
+        let HuaweiWanted { name, description, key } = &wanted;
+        assert!(!name.is_empty() && key.as_deref() != Some(""));
+        let again = json!({"name": name, "description": description, "cmk_id": key});
+        assert_eq!(HuaweiWanted::read(&with_json(again)).ok().as_ref(), Some(&wanted));
+    }
+    if let Ok(across) = Across::read(&request) {
+        let vault = across.has_vault.then_some("");
+        let again = json!({
+            "region": across.region.as_str(), "project_name": "p", "agency_name": "a",
+            "vault_id": vault,
+        });
+        assert_eq!(Across::read(&with_json(again)).ok().as_ref(), Some(&across));
+    }
+    let parameters = Parameters::read(&request);
+    if let Some(Ok(wanted)) = parameters.map(|parameters| AlibabaWanted::read(&parameters)) {
+        let again = Parameters::read(&as_query(&wanted));
+        let again = again.and_then(|parameters| AlibabaWanted::read(&parameters).ok());
+        assert_eq!(again.as_ref(), Some(&wanted));
+    }
+}
+
+fn with_json(body: Value) -> Request {
+    Request { body: body.to_string().into_bytes(), ..Request::default() }
+}
+
+fn as_query(wanted: &AlibabaWanted) -> Request {
+    let AlibabaWanted { name, description, tags, key } = wanted;
+    let mut query = format!(
+        "DestinationImageName={}&DestinationDescription={}&Encrypted={}&KMSKeyId={}",
+        encode(name),
+        encode(description),
+        key.is_some(),
+        encode(key.as_deref().unwrap_or_default())
+    );
+    for (number, (key, value)) in (1..).zip(tags) {
+        let (key, value) = (encode(key), encode(value));
+        query += &format!("&Tag.{number}.Key={key}&Tag.{number}.Value={value}");
+    }
+    Request { query, ..Request::default() }
+}
+
+/// One that each dialect takes, and some that none does.
+pub(super) fn body_seeds() -> Vec<Vec<u8>> {
+    let all = [
+        "POST /?remoteCopy\n\n{\"name\": \"n\\u00e4me\", \"destRegion\": [\"bj\", \"gz\", \"bj\"], \"x\": [[{}]]}",
+        "POST /\n\n{\"name\": \"n\", \"description\": null, \"cmk_id\": \"k\", \"region\": \"cn-south-1\", \
+         \"project_name\": \"p\", \"agency_name\": \"ims\", \"vault_id\": \"v\"}",
+        "POST /?DestinationImageName=name&Tag.1.Key=k&Tag.1.Value=%20v&Encrypted=TRUE&KMSKeyId=k-1\n\n",
+        "POST /?Encrypted=true\ncontent-type: application/x-www-form-urlencoded\n\n\
+         DestinationDescription=about+it&Tag.20.Key=last",
+        "POST /\n\n{\"destRegion\": {\"name\": []}}",
+        "POST /\n\n[\"name\", [\"bj\"]]",
+    ];
     all.iter().map(|text| text.as_bytes().to_vec()).collect()
 }

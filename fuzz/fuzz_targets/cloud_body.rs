@@ -1,0 +1,3 @@
+#![no_main]
+
+blockferry_fuzz::target!("cloud_body");
