@@ -37,10 +37,17 @@ def until(what, so, patience=60):
     return False
 
 
-class Daemon:
-    """`blockferry api` over directory regions, with a state folder that outlives it."""
+def run(*args):
+    """The command, which must succeed."""
+    subprocess.run([FERRY, *args], check=True, stdout=subprocess.DEVNULL)
 
-    def __init__(self, name, regions, images, keys, listeners, sizes={}):
+
+class Daemon:
+    """`blockferry api` over directory regions, unless `locations` says otherwise, with a state folder that outlives it.
+
+    `top` are further lines of its configuration."""
+
+    def __init__(self, name, regions, images, keys, listeners, sizes={}, locations={}, top=[]):
         self.root = os.path.join(WORK, name)
         self.regions = regions
         os.makedirs(os.path.join(self.root, "state"), mode=0o700)
@@ -49,9 +56,10 @@ class Daemon:
         self.events = os.path.join(self.root, "events")
         out = ["state_dir = %s" % json.dumps(os.path.join(self.root, "state"))]
         out += ['admin = "127.0.0.1:0"', "share_extents = false", "events_file = %s" % json.dumps(self.events),
-                "events_socket = %s" % json.dumps(os.path.join(self.root, "socket"))]
+                "events_socket = %s" % json.dumps(os.path.join(self.root, "socket")), *top]
         for region, fields in regions.items():
-            out += ["[[region]]", 'name = "%s"' % region, 'location = "dir://%s"' % self.dir(region), fields]
+            location = locations.get(region, "dir://" + self.dir(region))
+            out += ["[[region]]", 'name = "%s"' % region, 'location = "%s"' % location, fields]
         for key, fields in keys.items():
             out += ["[[key]]", 'id = "%s"' % key, fields]
         for fields in listeners:
@@ -71,6 +79,15 @@ class Daemon:
         with open(os.path.join(self.dir(region), image, "data"), "rb") as file:
             return file.read()
 
+    def read(self, image, *more):
+        """The bytes of an image, by the command, whatever region and key it is under."""
+        raw = os.path.join(self.root, "read")
+        run("copy", image, raw, "--state-dir", os.path.join(self.root, "cli"), "--progress", "none", *more)
+        with open(raw, "rb") as file:
+            data = file.read()
+        os.remove(raw)
+        return data
+
     def sources(self, images, sizes):
         """Source images: one is copied in from a file, the others of its size are made like it.
 
@@ -84,8 +101,7 @@ class Daemon:
                 with open(raw, "wb") as file:
                     file.write(os.urandom(size))
                 state = os.path.join(self.root, "cli")
-                subprocess.run([FERRY, "copy", raw, "dir://" + place, "--state-dir", state, "--progress", "none"],
-                               check=True, stdout=subprocess.DEVNULL)
+                run("copy", raw, "dir://" + place, "--state-dir", state, "--progress", "none")
                 first[size] = place
             else:
                 shutil.copytree(first[size], place)

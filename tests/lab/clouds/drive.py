@@ -1,9 +1,9 @@
-"""Runs the scenarios of each cloud that is asked for: one line a check."""
+"""Runs the scenarios that are asked for, of each cloud and of what all have: one line a check."""
 import sys
 
 import daemon
 
-CLOUDS = ["alibaba", "baidu", "huawei", "readme"]
+CLOUDS = ["alibaba", "baidu", "huawei", "encryption", "store", "readme"]
 
 for cloud in sys.argv[1:] or CLOUDS:
     __import__(cloud).run()
