@@ -92,6 +92,10 @@ def cancelled(options, disk, image, undisturbed_s):
         one_cancel(options, disk, image, chance.uniform(0.05, 0.9) * undisturbed_s)
         for _ in range(options.cancels)
     ]
+    return summed_up(answers)
+
+
+def summed_up(answers):
     good = [one for one in answers if one["answer"] == "cancelled" and one["clean"]]
     late = sum(one["answer"] == "already_committed" for one in answers)
     early = sum(one["answer"] == "not_found" for one in answers)

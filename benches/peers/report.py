@@ -270,6 +270,7 @@ def notes(result):
         "peer. Bytes by calls leave out what is mapped and what holes gave without a call; "
         "`rsync` also moves them between its processes. The harness flushes after `cp` and "
         "`rclone`; `rclone` skips its checksums.",
-        "Not measured here: object stores; copies between daemons, which `--wire` times.",
+        "Not measured here: copies between daemons, which `--wire` times, and copies to and from "
+        "object stores, which `--objects` does.",
     ]
     return "\n\n".join(lines)
