@@ -18,9 +18,7 @@ clean() {
     rm -rf "$work"
 }
 trap clean EXIT
-# As `cargo test` has built it: nothing is timed here.
-cargo build --quiet --locked --all-features
-ferry=$(realpath "${CARGO_TARGET_DIR:-target}")/debug/blockferry
+ferry=$(tests/lab/binary)
 export BLOCKFERRY_STATE_DIR=$work/state AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1
 # No profile, session, endpoint or proxy of whoever runs this.
 export AWS_CONFIG_FILE=$work/none AWS_SHARED_CREDENTIALS_FILE=$work/none

@@ -39,7 +39,9 @@ def until(what, so, patience=60):
 
 def run(*args):
     """The command, which must succeed."""
-    subprocess.run([FERRY, *args], check=True, stdout=subprocess.DEVNULL)
+    ended = subprocess.run([FERRY, *args], capture_output=True, text=True)
+    if ended.returncode:
+        raise SystemExit("%s: %s" % (" ".join(args), ended.stderr))
 
 
 class Daemon:

@@ -46,7 +46,7 @@ def by_alibaba(ring):
         made[key] = told["ImageId"]
         check(tell("and gets to its end"), until("available", is_at(sdk, BJ, made[key], "Available")))
         check(tell("its bytes are those of the source, to who has the keys"),
-              daemon.read(place(BJ, made[key]), "--keyring", ring) == before)
+              daemon.read(place(BJ, made[key]), "--keyring", ring, "--decrypt") == before)
     check(tell("and they lie open nowhere"), not lies_open(daemon.dir(BJ), before))
     check(tell("as they do in the source's region"), lies_open(daemon.dir(HZ), before))
 
@@ -72,7 +72,7 @@ def by_alibaba(ring):
     daemon.start()
     old = alibaba.Legacy(daemon.at("alibaba"))
     check(tell("and it goes on"), until("available", is_at(old, SH, killed, "Available"), 120), state(old, SH, killed))
-    check(tell("to the same bytes"), daemon.read(place(SH, killed), "--keyring", ring) == daemon.data(HZ, "m-source3"))
+    check(tell("to the same bytes"), daemon.read(place(SH, killed), "--keyring", ring, "--decrypt") == daemon.data(HZ, "m-source3"))
     check(tell("the daemon ends in an orderly way"), daemon.stop())
 
 
@@ -88,7 +88,7 @@ def by_huawei(ring):
     new = north.job(job)[1].entities.image_id
     plain = daemon.data(region, source)
     check(tell("its bytes are those of the source, to who has the keys"),
-          daemon.read("dir://%s/%s" % (daemon.dir(region), new), "--keyring", ring) == plain)
+          daemon.read("dir://%s/%s" % (daemon.dir(region), new), "--keyring", ring, "--decrypt") == plain)
     check(tell("and they lie open nowhere"), not lies_open(os.path.join(daemon.dir(region), new), plain))
     seen = north.copy(source, name="another", cmk_id=FIRST)
     check(tell("a key of another region is none"), seen[:2] == (400, "IMG.0095"), seen)
