@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Object stores that others wrote: the conformance of the store room, regions and plain objects, with copies that
-# are killed, resumed and cancelled, on moto (from PyPI) and, where LAB_LONG or LAB_CEPH is set, on Ceph RGW (from
-# Debian). A table tells which store proved what.
+# are killed, resumed and cancelled, on moto (from PyPI), where LAB_LONG or LAB_CEPH is set on Ceph RGW (from Debian),
+# and where it is installed (`cargo install garage`) on a cluster of Garage that loses nodes meanwhile. A table tells
+# which store proved what.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -15,6 +16,7 @@ work=$(mktemp -d) pids=() passed=0
 clean() {
     for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
     [ ! -f "$work/ceph/ceph.conf" ] || tests/lab/stores/ceph stop "$work/ceph" >/dev/null 2>&1 || true
+    [ ! -d "$work/garage" ] || tests/lab/stores/garage stop "$work/garage" >/dev/null 2>&1 || true
     rm -rf "$work"
 }
 trap clean EXIT
@@ -76,11 +78,13 @@ assert told["outcome"] == "committed" and told["resumed_bytes"] >= int(sys.argv[
 
 head -c 20000003 /dev/urandom >"$work/disk.raw"
 rows=()
-# on MACHINE ARGS: the command on a machine that shares nothing with the others but the store
-on() { BLOCKFERRY_STATE_DIR="$work/machine-$1" "$ferry" "${@:2}" --json >"$work/out"; }
-# regions ENDPOINT WORDS: images below a prefix, as three machines see it
+# on MACHINE ARGS: the command on a machine that shares nothing with the others but the store. Where heads cannot be
+# kept in the store, there is but one that may write.
+on() { BLOCKFERRY_STATE_DIR="$work/machine-${only:-$1}" "$ferry" "${@:2}" --json >"$work/out"; }
+# regions ENDPOINT WORDS FENCING: images below a prefix, as three machines see it
 regions() {
-    local image="s3://lab-bucket/region" words=$2 ending job
+    local image="s3://lab-bucket/region" words=$2 ending job only=
+    if [ "$3" = none ]; then words+="&fencing=none" only=a; fi
     on a copy "$work/disk.raw" "$image/m-1$words"
     on b copy "$image/m-1$words" "$work/back.raw"
     cmp "$work/disk.raw" "$work/back.raw"
@@ -117,9 +121,9 @@ assert heads == {"cancel", "m-1", "resume"}, keys
 assert sorted(rest) == ["m-1"] * (1 + 5) + ["resume"] * (1 + 20), keys'
     rm "$work/back.raw"
 }
-# examine NAME ENDPOINT: everything that is asked of one store
+# examine NAME ENDPOINT [REGION]: everything that is asked of one store
 examine() {
-    local words="?endpoint=$2&region=us-east-1&allow_http=true"
+    local words="?endpoint=$2&region=${3:-us-east-1}&allow_http=true"
     peer "$2" 's3.create_bucket(Bucket="lab-bucket")'
     BLOCKFERRY_LAB_S3="s3://lab-bucket/conform$words" cargo test --quiet --locked --all-features \
         --test it store::conformance::a_server_of_the_lab -- --nocapture \
@@ -135,6 +139,8 @@ cells = ["yes" if proven else "no" for proven in told["proven"].values()]
 print("| " + " | ".join([sys.argv[1], *cells, told["fencing"]]) + " |")
 PYTHON
     )")
+    local fencing
+    fencing=$(grep -o '"fencing":"[a-z]*"' "$work/probe.json" | cut -d'"' -f4)
     header=$("$python" - "$work/probe.json" <<'PYTHON'
 import json, sys
 names = ["store", *json.load(open(sys.argv[1]))["proven"], "fencing"]
@@ -170,8 +176,42 @@ PYTHON
 assert sorted(keys) == ["dir/disk.raw", "resume.raw"], keys
 uploads = s3.list_multipart_uploads(Bucket="lab-bucket").get("Uploads", [])
 assert not uploads, uploads'
-    regions "$2" "$words"
+    regions "$2" "$words" "$fencing"
     passed=$((passed + 1))
+}
+# written BYTES: waits until the copy in $copy has begun to write so many
+written() {
+    local seen
+    for _ in $(seq 600); do
+        seen=$(grep -os '"written_bytes":[0-9]*' "$work/progress" | tail -n 1 | cut -d: -f2) || true
+        if [ "${seen:-0}" -ge "$1" ]; then return 0; fi
+        kill -0 "$copy" || return 1
+        sleep 0.1
+    done
+    return 1
+}
+# outlives DESTINATION CHUNK_SIZE: a copy goes on while one node of three is dead, and waits while a second is stopped
+outlives() {
+    local copy back=$work/back.raw
+    rm -f "$work/progress"
+    "$ferry" copy "$work/disk.raw" "$1" --rate 2MiB/s --chunk-size "$2" --json --progress json \
+        >"$work/out" 2>"$work/progress" &
+    copy=$!
+    pids+=("$copy")
+    written $((1 << 20))
+    tests/lab/stores/garage signal "$work/garage" 3 KILL
+    written $((9 << 20))
+    tests/lab/stores/garage signal "$work/garage" 2 STOP
+    sleep 15
+    kill -0 "$copy"
+    tests/lab/stores/garage signal "$work/garage" 2 CONT
+    wait "$copy"
+    unset 'pids[-1]'
+    says '"outcome":"committed"'
+    "$ferry" copy "$1" "$back" --json >"$work/out"
+    tests/lab/stores/garage revive "$work/garage" 3
+    cmp "$work/disk.raw" "$back"
+    rm "$back"
 }
 
 port=$(free_port)
@@ -197,6 +237,17 @@ elif command -v radosgw >/dev/null && [ "$(id -u)" = 0 ]; then
     fi
 else
     missing "Ceph (radosgw) is not installed"
+fi
+
+if command -v garage >/dev/null; then
+    read -r endpoint id secret < <(tests/lab/stores/garage start "$work/garage" 2>"$work/garage.log")
+    export AWS_ACCESS_KEY_ID=$id AWS_SECRET_ACCESS_KEY=$secret AWS_DEFAULT_REGION=garage
+    examine Garage "$endpoint" garage
+    words="?endpoint=$endpoint&region=garage&allow_http=true"
+    outlives "s3+raw://lab-bucket/outlives.raw$words" 8MiB
+    outlives "s3://lab-bucket/alone/outlives$words&fencing=none" 1MiB
+else
+    echo "left out: Garage is not installed (cargo install garage)"
 fi
 
 printf '%s\n' "$header" "${rows[@]}"
