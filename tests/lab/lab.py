@@ -444,7 +444,7 @@ class Client:
 
     def end(self, process):
         """Waits for the end; exit code 0 is the acknowledgement of the commit."""
-        process.stderr.read()
+        self.said = process.stderr.read()
         code = process.wait()
         if code in (0, 4):
             self.mark({0: "committed", 4: "decided"}[code])

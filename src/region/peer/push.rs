@@ -211,9 +211,10 @@ impl Stage {
         }
     }
 
-    /// Calls about the stage. `patient`: also when the owner has to be found again first.
+    /// Calls about the stage. `patient`: also when the owner has to be found again first, or the
+    /// other side does not answer; then it gives up no sooner than the session does.
     async fn call(&self, make: impl Fn(Owned) -> Call, patient: bool) -> Result<Told> {
-        let (mut attempt, end) = (0, Instant::now() + OWNER_TIME);
+        let (mut attempt, mut owned_by) = (0, None);
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -224,19 +225,20 @@ impl Stage {
                 told => return told.map_err(|error| self.within(error)),
             };
             let is_fenced = error.kind() == ErrorKind::Fenced;
-            if !(is_fenced || error.is_retryable()) || Instant::now() >= end {
-                return Err(self.within(error));
-            }
+            // Only from the first such answer on: before it, there may have been none for long.
+            let end = is_fenced.then(|| *owned_by.get_or_insert(Instant::now() + OWNER_TIME));
+            let may_pass = end.map_or(error.is_retryable(), |end| Instant::now() < end);
             attempt += 1;
-            if attempt > self.far.net.options.attempts_max {
+            if !may_pass || attempt > self.far.net.options.attempts_max {
                 return Err(self.within(error));
             }
             self.check()?;
-            if is_fenced && self.state().token == owned.token {
+            match end {
                 // The driver is about to find that its connection is lost.
-                timeout_at(end, changed).await.ok();
-            } else {
-                sleep(backoff(attempt)).await;
+                Some(end) if self.state().token == owned.token => {
+                    timeout_at(end, changed).await.ok();
+                }
+                _ => sleep(backoff(attempt)).await,
             }
         }
     }

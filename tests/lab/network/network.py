@@ -111,7 +111,7 @@ class World:
 
 
 def ended_well(client, code, source):
-    wrong = [] if code == 0 else [f"exit code {code}"]
+    wrong = [] if code == 0 else [f"exit code {code}: {client.said[-600:]}"]
     if code == 0 and not client.place.visible():
         wrong.append("nothing is there")
     if client.place.leftovers():
