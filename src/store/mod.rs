@@ -19,6 +19,7 @@
 //! * **Nothing grows without bound**: what is read has a limit given by the caller, a page of a
 //!   listing has at most [`PAGE_ENTRIES_MAX`] entries.
 
+mod checksum;
 #[cfg(feature = "testing")]
 pub mod model;
 mod probe;
@@ -31,14 +32,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use md5::{Digest as _, Md5};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::{ByteRange, to_u64};
+use crate::geometry::ByteRange;
 use crate::sabotage;
+
+pub(crate) use checksum::checksum_of;
 
 pub use probe::{Depth, Fencing, PROBE_FOLDER, Proven, prove};
 pub use s3::{Credentials, S3Options, S3Store};
@@ -413,34 +413,6 @@ pub struct Part {
     pub tag: String,
     /// The checksum that the store vouches for, in its own writing, where it has one.
     pub checksum: Option<String>,
-}
-
-impl Part {
-    /// Whether the store vouches that it holds just these bytes: by its checksum, or by an ETag
-    /// that is their MD5, as it is where parts are not encrypted.
-    ///
-    /// It tells them from others that came about by accident, not by intent.
-    pub fn holds(&self, bytes: &[u8]) -> bool {
-        if self.len != to_u64(bytes.len()) {
-            return false;
-        }
-        match &self.checksum {
-            Some(checksum) => *checksum == checksum_of(bytes),
-            None => {
-                let sum = Md5::digest(bytes);
-                let digits = sum.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-                let digits = digits.map(|digit| char::from_digit(digit.into(), 16));
-                digits.eq(self.tag.trim_matches('"').chars().map(Some))
-            }
-        }
-    }
-}
-
-/// What bytes are sent along with, and a store answers that has checksums: their CRC-64/NVME, as
-/// base64.
-pub(crate) fn checksum_of(bytes: &[u8]) -> String {
-    let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes);
-    BASE64_STANDARD.encode(crc.to_be_bytes())
 }
 
 /// Where an object is within a service.

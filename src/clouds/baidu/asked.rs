@@ -26,6 +26,8 @@ struct Body {
 }
 
 impl RemoteCopy {
+    pub(crate) const REGION_COUNT_MAX: usize = TARGET_COUNT_MAX;
+
     pub(crate) fn read(request: &Request) -> Result<Self, Fault> {
         let body: Body = request.json_body().map_err(|told| match told {
             BodyFault::Malformed => faults::MALFORMED_JSON,
@@ -39,7 +41,7 @@ impl RemoteCopy {
         named.retain(|region| seen.insert(region.clone()));
         let regions: Result<Vec<RegionName>, _> = named.iter().map(|name| name.parse()).collect();
         let regions = regions.map_err(|_| faults::REGION)?;
-        if regions.is_empty() || regions.len() > TARGET_COUNT_MAX {
+        if regions.is_empty() || regions.len() > Self::REGION_COUNT_MAX {
             return Err(faults::INAPPROPRIATE);
         }
         Ok(Self { name, regions })

@@ -64,8 +64,8 @@ impl Owned {
     }
 
     /// Begins the next attempt: with the upload that is on record while the store knows it, and
-    /// with the parts that it vouches for. Those that no checkpoint tells of are read once more, and
-    /// sent only if the store holds other bytes.
+    /// with the parts that it vouches for. Those that no checkpoint tells of are read once more,
+    /// and sent only if the store holds other bytes.
     fn begin(&self) -> Result<Restored> {
         let recorded = locked(&self.recorded).take();
         let recorded = recorded

@@ -11,7 +11,6 @@ use crate::clouds::baidu::asked::RemoteCopy;
 use crate::clouds::huawei::asked::{Across, Wanted as HuaweiWanted};
 use crate::clouds::text::encode;
 use crate::clouds::{Claim, Request, Scheme, SignFault};
-use crate::service::TARGET_COUNT_MAX;
 
 const SCHEMES: [Scheme; 4] =
     [Scheme::AlibabaRpc, Scheme::AlibabaAcs3, Scheme::Baidu, Scheme::Huawei];
@@ -100,7 +99,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
 pub(super) fn check_body(bytes: &[u8]) {
     let request = read(bytes);
     if let Ok(copy) = RemoteCopy::read(&request) {
-        assert!((1..=TARGET_COUNT_MAX).contains(&copy.regions.len()));
+        assert!((1..=RemoteCopy::REGION_COUNT_MAX).contains(&copy.regions.len()));
         let distinct: BTreeSet<_> = copy.regions.iter().collect();
         assert_eq!(distinct.len(), copy.regions.len(), "a region comes twice");
         let regions: Vec<_> = copy.regions.iter().map(|region| region.as_str()).collect();
@@ -152,10 +151,13 @@ fn as_query(wanted: &AlibabaWanted) -> Request {
 /// One that each dialect takes, and some that none does.
 pub(super) fn body_seeds() -> Vec<Vec<u8>> {
     let all = [
-        "POST /?remoteCopy\n\n{\"name\": \"n\\u00e4me\", \"destRegion\": [\"bj\", \"gz\", \"bj\"], \"x\": [[{}]]}",
-        "POST /\n\n{\"name\": \"n\", \"description\": null, \"cmk_id\": \"k\", \"region\": \"cn-south-1\", \
+        "POST /?remoteCopy\n\n\
+         {\"name\": \"n\\u00e4me\", \"destRegion\": [\"bj\", \"gz\", \"bj\"], \"x\": [[{}]]}",
+        "POST /\n\n\
+         {\"name\": \"n\", \"description\": null, \"cmk_id\": \"k\", \"region\": \"cn-south-1\", \
          \"project_name\": \"p\", \"agency_name\": \"ims\", \"vault_id\": \"v\"}",
-        "POST /?DestinationImageName=name&Tag.1.Key=k&Tag.1.Value=%20v&Encrypted=TRUE&KMSKeyId=k-1\n\n",
+        "POST /?DestinationImageName=name&Tag.1.Key=k&Tag.1.Value=%20v&Encrypted=TRUE&\
+         KMSKeyId=k-1\n\n",
         "POST /?Encrypted=true\ncontent-type: application/x-www-form-urlencoded\n\n\
          DestinationDescription=about+it&Tag.20.Key=last",
         "POST /\n\n{\"destRegion\": {\"name\": []}}",
