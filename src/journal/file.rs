@@ -10,8 +10,8 @@ use crate::geometry::{ByteRange, to_u64};
 use crate::host;
 use crate::id::JobId;
 use crate::journal::record::{
-    Chain, HEADER_LEN_MAX, Header, MAGIC, PROGRESS_CHUNKS_MAX, Prepared, Record, read_header,
-    replay,
+    Chain, HEADER_LEN_MAX, Header, MAGIC, PROGRESS_CHUNKS_MAX, Prepared, Record, Replay,
+    read_header, replay,
 };
 use crate::journal::slot::{self, Control, SLOT_LEN, Slot, SlotKind, Status};
 use crate::sabotage;
@@ -149,10 +149,9 @@ impl Journal {
         job: JobId,
         visit: &mut dyn FnMut(&Durable),
     ) -> Result<Option<Open>> {
-        match dir.find_file_rw(JOURNAL)? {
-            Some(file) => Self::replay(file, job, visit).map(Some),
-            None => Ok(None),
-        }
+        let Some(file) = dir.find_file_rw(JOURNAL)? else { return Ok(None) };
+        let log = read_log(&file, job, visit)?;
+        Ok(Some(Self::over(file, log)))
     }
 
     /// As [`Journal::open`], but owns it first, so that nobody appends behind what was read.
@@ -165,26 +164,16 @@ impl Journal {
         visit: &mut dyn FnMut(&Durable),
     ) -> Result<Option<Open>> {
         let Some(file) = dir.find_file_rw(JOURNAL)? else { return Ok(None) };
-        let owned = file.try_lock(OWNER)?;
-        // Order: owned, then looked for again: whoever had it may have removed it.
-        let named = dir.facts_of(JOURNAL)?;
-        if !owned || !named.is_some_and(|named| file.facts().is_ok_and(|f| f.same_file(&named))) {
-            return Err(Error::new(ErrorKind::Busy, format!("take over job {job}"))
-                .hint("another process runs it"));
+        let log = own(dir, &file, job).and_then(|()| read_log(&file, job, visit));
+        if !matches!(log, Ok(Some(_))) {
+            // Nothing comes of it that would give the right back: see `drop`.
+            file.unlock(OWNER).ok();
         }
-        // Order: dropped before it is read. Pages whose sync failed are clean, and readable as long
-        // as they stay in memory; a record that is nowhere else must not be built upon.
-        file.sync_data()?;
-        sabotage::unless("D13", || file.evict(ByteRange::new(0, file.len()?)))?;
-        Self::replay(file, job, visit).map(Some)
+        Ok(Some(Self::over(file, log?)))
     }
 
-    fn replay(file: File, job: JobId, visit: &mut dyn FnMut(&Durable)) -> Result<Open> {
-        let len = file.len()?;
-        let mut read = |at: u64, buffer: &mut [u8]| read_padded(&file, at, buffer);
-        let Some(found) = replay(job, len, LOG_AT, &mut read, visit)? else {
-            return Ok(Open::Unacknowledged);
-        };
+    fn over(file: File, log: Option<Log>) -> Open {
+        let Some(Log { found, len }) = log else { return Open::Unacknowledged };
         let tail = Tail {
             chain: found.chain,
             end: found.end,
@@ -196,7 +185,7 @@ impl Journal {
         };
         let tail = Mutex::new(tail);
         let journal = Self { file, header: found.header, tail, watching: false };
-        Ok(Open::Valid(Box::new(journal)))
+        Open::Valid(Box::new(journal))
     }
 
     /// Whether what lies under the journal's name in `dir` was never one of ours, not even torn.
@@ -432,6 +421,34 @@ impl Journal {
     fn tail(&self) -> std::sync::MutexGuard<'_, Tail> {
         host::lock(&self.tail)
     }
+}
+
+/// What a file was found to hold that has a header.
+struct Log {
+    found: Replay,
+    len: u64,
+}
+
+fn read_log(file: &File, job: JobId, visit: &mut dyn FnMut(&Durable)) -> Result<Option<Log>> {
+    let len = file.len()?;
+    let mut read = |at: u64, buffer: &mut [u8]| read_padded(file, at, buffer);
+    let found = replay(job, len, LOG_AT, &mut read, visit)?;
+    Ok(found.map(|found| Log { found, len }))
+}
+
+/// Takes the right to run the job, and lets go of what only memory holds of its journal.
+fn own(dir: &Dir, file: &File, job: JobId) -> Result<()> {
+    let owned = file.try_lock(OWNER)?;
+    // Order: owned, then looked for again: whoever had it may have removed it.
+    let named = dir.facts_of(JOURNAL)?;
+    if !owned || !named.is_some_and(|named| file.facts().is_ok_and(|f| f.same_file(&named))) {
+        return Err(Error::new(ErrorKind::Busy, format!("take over job {job}"))
+            .hint("another process runs it"));
+    }
+    // Order: dropped before it is read. Pages whose sync failed are clean, and readable as long
+    // as they stay in memory; a record that is nowhere else must not be built upon.
+    file.sync_data()?;
+    sabotage::unless("D13", || file.evict(ByteRange::new(0, file.len()?)))
 }
 
 impl Drop for Journal {
