@@ -340,7 +340,7 @@ def main():
                 result["cuts"] = cuts.measured(bench, image, options.cancels, options.resumes)
             except inputs.Missing as why:
                 result["left_out"].append(f"cancel and resume: {why}")
-    print(deliver(options, result))
+    print(report.delivered(options, result, markdown))
 
 
 def sized(name, options):
@@ -365,22 +365,11 @@ def try_image(bench, name, result):
                 result["tables"][f"{server} {name}-{direction}"] = table
             except inputs.Missing as why:
                 result["left_out"].append(f"{title}: {why}")
-            deliver(options, result)
+            report.delivered(options, result, markdown)
     os.unlink(path)
 
 
 NOTHING_TO_READ = ("discard", "down")
-
-
-def deliver(options, result):
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(result, file)
-    text = markdown(result)
-    if options.markdown:
-        with open(options.markdown, "w") as file:
-            file.write(text)
-    return text
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The Markdown: tables, what they are held against, how to repeat them."""
 
+import json
+
 import inputs
 import measure
 
@@ -47,6 +49,16 @@ def head(result):
         f"{result['rounds']} rounds in turns; {result['took_s'] / 60:.0f} minutes in all.\n"
         f"Build: {result['build']}.\nTo repeat: `{result['repeat']}`."
     )
+
+
+def delivered(options, result, markdown):
+    """The text of a result, after both forms of it have been written where that was asked for."""
+    text = markdown(result)
+    for path, content in ((options.json, json.dumps(result)), (options.markdown, text)):
+        if path:
+            with open(path, "w") as file:
+                file.write(content)
+    return text
 
 
 def table_text(table):

@@ -20,6 +20,7 @@ import inputs
 import machine
 import measure
 import places
+import report
 import sides
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -251,19 +252,8 @@ def main():
                 result["tables"][name] = measured(bench, kind, (size, data), link, whose)
             except inputs.Missing as why:
                 result["left_out"].append(f"{name}: {why}")
-            deliver(options, result)
-    print(deliver(options, result))
-
-
-def deliver(options, result):
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(result, file)
-    text = markdown(result)
-    if options.markdown:
-        with open(options.markdown, "w") as file:
-            file.write(text)
-    return text
+            report.delivered(options, result, markdown)
+    print(report.delivered(options, result, markdown))
 
 
 def measured(bench, kind, sizes, link, whose):
