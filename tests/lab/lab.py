@@ -412,7 +412,7 @@ class Client:
 
     def __init__(self, ferry, place, source_path):
         self.ferry, self.place, self.source_path = ferry, place, source_path
-        self.job, self.marks = None, []
+        self.job, self.marks, self.said = None, [], b""
 
     def position(self):
         """When it is now; to be overridden by those who care."""

@@ -43,24 +43,30 @@ reached() { # reached PORT: waits until somebody listens there
     return 1
 }
 
+# written BYTES: waits until the copy in $copy has begun to write so many; how many, is in $seen
+written() {
+    for _ in $(seq 600); do
+        seen=$(grep -os '"written_bytes":[0-9]*' "$work/progress" | tail -n 1 | cut -d: -f2) || true
+        if [ "${seen:-0}" -ge "$1" ]; then return 0; fi
+        kill -0 "$copy" 2>/dev/null || return 1
+        sleep 0.1
+    done
+    return 1
+}
 # caught BYTES ARGS: a copy, killed when it has begun to write so many bytes and has not ended; its job is in $job
 caught() {
-    local copy code=0 written
+    local copy code=0 seen
     rm -f "$work/progress"
     "$ferry" copy "${@:2}" --json --progress json >"$work/out" 2>"$work/progress" &
     copy=$!
     pids+=("$copy")
-    for _ in $(seq 300); do
-        written=$(grep -os '"written_bytes":[0-9]*' "$work/progress" | tail -n 1 | cut -d: -f2) || true
-        if [ "${written:-0}" -ge "$1" ]; then break; fi
-        sleep 0.1
-    done
+    written "$1" || true
     kill -9 "$copy" 2>/dev/null || true
     wait "$copy" 2>/dev/null || code=$?
     # Its number may be somebody else's from now on.
     unset 'pids[-1]'
-    if [ "${written:-0}" -lt "$1" ] || [ "$code" != 137 ]; then
-        echo "the copy wrote ${written:-nothing} and ended with $code before it was killed:" >&2
+    if [ "${seen:-0}" -lt "$1" ] || [ "$code" != 137 ]; then
+        echo "the copy wrote ${seen:-nothing} and ended with $code before it was killed:" >&2
         tail -n 3 "$work/progress" "$work/out" >&2
         return 1
     fi
@@ -179,20 +185,9 @@ assert not uploads, uploads'
     regions "$2" "$words" "$fencing"
     passed=$((passed + 1))
 }
-# written BYTES: waits until the copy in $copy has begun to write so many
-written() {
-    local seen
-    for _ in $(seq 600); do
-        seen=$(grep -os '"written_bytes":[0-9]*' "$work/progress" | tail -n 1 | cut -d: -f2) || true
-        if [ "${seen:-0}" -ge "$1" ]; then return 0; fi
-        kill -0 "$copy" || return 1
-        sleep 0.1
-    done
-    return 1
-}
 # outlives DESTINATION CHUNK_SIZE: a copy goes on while one node of three is dead, and waits while a second is stopped
 outlives() {
-    local copy back=$work/back.raw
+    local copy seen back=$work/back.raw
     rm -f "$work/progress"
     "$ferry" copy "$work/disk.raw" "$1" --rate 2MiB/s --chunk-size "$2" --json --progress json \
         >"$work/out" 2>"$work/progress" &
