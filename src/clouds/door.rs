@@ -116,7 +116,8 @@ impl ServerTls {
             .map_err(|_| refuse("read the listener's private key: there is none"))?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+            // Also where some other crate of the build has asked for the older one.
+            .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| refuse("set up TLS").because(e))?
             .with_no_client_auth()
             .with_single_cert(chain, key)

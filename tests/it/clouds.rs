@@ -901,21 +901,28 @@ async fn over_tls_the_same_is_answered_and_nothing_without() {
 
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from(cert.der().to_vec())).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let stream = TcpStream::connect(address).await.unwrap();
-    let name = ServerName::try_from("localhost").unwrap();
-    let mut stream = connector.connect(name, stream).await.unwrap();
+    let connect = async |versions: &[&'static rustls::SupportedProtocolVersion]| {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots.clone())
+            .with_no_client_auth();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let stream = TcpStream::connect(address).await.unwrap();
+        connector.connect(ServerName::try_from("localhost").unwrap(), stream).await
+    };
     let good = on_the_wire(&rpc(&[("Action", "DescribeRegions")]));
+    let mut stream = connect(&[&rustls::version::TLS13]).await.unwrap();
     stream.write_all(&good).await.unwrap();
     let mut told = Vec::new();
     timeout(PATIENCE, stream.read_to_end(&mut told)).await.unwrap().ok();
     assert!(told.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&told));
+    // Nor is anything older taken where the build could do it.
+    let is_older = |version: &&&_| **version != &rustls::version::TLS13;
+    for older in rustls::ALL_VERSIONS.iter().filter(is_older) {
+        assert!(connect(&[older]).await.is_err(), "{older:?}");
+    }
     let told = exchange(address, &good).await;
     assert!(!told.contains("HTTP/1.1 200"), "{told}");
     closing.cancel();
