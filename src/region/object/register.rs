@@ -81,7 +81,10 @@ impl Register {
     }
 
     async fn prove(&self) -> Result<Fencing> {
-        let proven = prove(&self.store, Depth::Quick).await?;
+        let way = self.way().await?;
+        // Who is the first here finds out all there is; the others ask only whether it is so still.
+        let depth = if way.is_none() { Depth::Races } else { Depth::Quick };
+        let proven = prove(&self.store, depth).await?;
         let refuse = |why: &'static str| {
             Err(Error::new(ErrorKind::Unsupported, "keep images in this store")
                 .within(self.store.location())
@@ -92,9 +95,9 @@ impl Register {
         }
         let ours = proven.fencing();
         if ours == Fencing::None {
-            return refuse("it ignores conditional writes: two daemons could both decide");
+            return refuse("it does not keep to conditional writes: two daemons could both decide");
         }
-        match self.way().await? {
+        match way {
             // What can be swapped can be numbered as well: it goes on as it was begun.
             Some(Fencing::Numbered) => Ok(Fencing::Numbered),
             Some(way) if way != ours => Err(self.kept_otherwise(way)),

@@ -545,6 +545,7 @@ async fn a_region_proves_its_store_when_something_is_to_be_decided() {
         (Lie::None, Some(Fencing::Swap)),
         (Lie::CreateOnly, Some(Fencing::Numbered)),
         (Lie::Ignores, None),
+        (Lie::Racy, None),
     ] {
         let cloud = Cloud::new(Fencing::Swap);
         cloud.model.lie(lie);
