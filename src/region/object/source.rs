@@ -62,10 +62,21 @@ impl ObjectSource {
             told(Error::new(ErrorKind::Corrupt, "read chunk: its manifest names no attempt"))
         })?;
         let read = read_chunk(&*self.shared.store, &key, self.geometry(), index, cover).await;
-        let bytes = read.map_err(told)?.ok_or_else(|| {
-            told(Error::new(ErrorKind::Corrupt, "read chunk: the store has lost it"))
-        })?;
+        let Some(bytes) = read.map_err(told)? else { return Err(told(self.loss().await)) };
         check(self.geometry(), index, digest, bytes).await.map(Some).map_err(told)
+    }
+
+    /// Why a chunk is not there: an image may be removed while it is read.
+    async fn loss(&self) -> Error {
+        let held = match self.shared.register.read(&self.image).await {
+            Ok(held) => held,
+            Err(error) => return error,
+        };
+        let is_ours = |now: &Sight| now.phase == Phase::Committed && now.job == self.sight.job;
+        match held.sight().is_some_and(is_ours) {
+            true => Error::new(ErrorKind::Corrupt, "read chunk: the store has lost it"),
+            false => Error::new(ErrorKind::SourceChanged, "read chunk: the image is gone"),
+        }
     }
 
     async fn read(&self, range: ByteRange) -> Result<Bytes> {

@@ -428,6 +428,31 @@ async fn a_chunk_that_the_store_lost_keeps_the_image_from_being_committed() {
     assert_eq!(read(&one).await, Some(bytes()));
 }
 
+/// Damage is one thing, and a removal by somebody else another.
+#[tokio::test(start_paused = true)]
+async fn an_image_that_is_removed_while_it_is_read_has_changed_and_is_not_corrupt() {
+    for fencing in BOTH {
+        let cloud = Cloud::new(fencing);
+        let ((one, _), (two, _)) = (cloud.daemon(), cloud.daemon());
+        let target = one.stage(&spec(1)).await.unwrap();
+        let manifest = write(&*target, &spec(1)).await.unwrap();
+        assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed);
+        target.finish().await.unwrap();
+        drop(target);
+        let source = one.open(&image()).await.unwrap();
+        let range = ByteRange::new(0, 1000);
+        let chunk = cloud.model.keys().into_iter().find(|key| key.contains("00000000-")).unwrap();
+        let lost = cloud.model.bytes(&chunk).unwrap();
+        cloud.model.remove(&chunk);
+        assert_eq!(source.read_at(range).await.unwrap_err().kind(), ErrorKind::Corrupt);
+        cloud.model.insert(&chunk, lost);
+        source.read_at(range).await.unwrap();
+        two.remove(&image()).await.unwrap();
+        let source = source.read_at(ByteRange::new(2 << 16, 1000)).await.unwrap_err();
+        assert_eq!(source.kind(), ErrorKind::SourceChanged, "{fencing:?}: {source}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn listings_that_are_behind_do_not_keep_an_image_from_being_committed() {
     for fencing in BOTH {
