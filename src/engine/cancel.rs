@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::engine::control::ended_unseen;
 use crate::engine::entry::Stop;
 use crate::engine::index::JobRecord;
 use crate::engine::{Inner, drive, found_receipt};
@@ -115,7 +114,7 @@ impl Inner {
         let answer = match region.cancel(job, &spec.target.image).await? {
             Vote::Cancelled { first, clean } => {
                 decided_after = Some(began.elapsed());
-                let clean = self.see_clean(&region, &spec, clean).await;
+                let clean = self.see_clean(&region, job, &spec.target.image, clean).await;
                 clean_after = clean.then(|| began.elapsed());
                 self.note_cancel(&region, &spec, clean).await;
                 if first {
@@ -133,7 +132,7 @@ impl Inner {
                 let record = self.index.read(job).await?;
                 match record.as_ref().and_then(answer_of_record) {
                     Some(answer) => answer,
-                    None if ended_unseen(&*region, &spec).await? == JobState::Committed => {
+                    None if self.ended_unseen(&*region, &spec).await? == JobState::Committed => {
                         self.note_commit(&*region, &spec).await;
                         CancelAnswer::AlreadyCommitted
                     }
@@ -155,7 +154,14 @@ impl Inner {
         let began = Instant::now();
         let region = self.region(name)?;
         match region.locate(image).await? {
-            Located::Staged(job) => return self.cancel_since(began, job).await,
+            Located::Staged(job) => {
+                let reply = self.cancel_since(began, job).await?;
+                if reply.answer != CancelAnswer::NotFound {
+                    return Ok(reply);
+                }
+                // Nothing is known of it but where it is staged.
+                return self.cancel_unknown(began, &region, job, image).await;
+            }
             Located::Committed(Some(job)) => {
                 // Its commit may not be durable yet: the region sees to that before it answers.
                 // A plain file whose owner has finished since is unknown; its commit is durable.
@@ -204,15 +210,50 @@ impl Inner {
         }
     }
 
-    async fn records_of(&self, name: &RegionName, image: &ImageId) -> Result<Vec<JobRecord>> {
+    pub(super) async fn records_of(
+        &self,
+        name: &RegionName,
+        image: &ImageId,
+    ) -> Result<Vec<JobRecord>> {
         let mut records = self.index.all().await?;
         records.retain(|r| r.spec.target.region == *name && r.spec.target.image == *image);
         Ok(records)
     }
 
+    /// Cancels a job of which no record is left, neither here nor in its region.
+    async fn cancel_unknown(
+        &self,
+        began: Instant,
+        region: &Arc<dyn Region>,
+        job: JobId,
+        image: &ImageId,
+    ) -> Result<CancelReply> {
+        let (first, clean) = match region.cancel(job, image).await? {
+            Vote::Cancelled { first, clean } => (first, clean),
+            Vote::Committed => {
+                return Ok(CancelReply::new(Some(job), CancelAnswer::AlreadyCommitted));
+            }
+            Vote::Unknown => return Ok(CancelReply::new(None, CancelAnswer::NotFound)),
+        };
+        let decided_after = Some(began.elapsed());
+        let clean = self.see_clean(region, job, image, clean).await;
+        let answer = match first {
+            true => CancelAnswer::Cancelled { clean },
+            false => CancelAnswer::AlreadyCancelled { clean },
+        };
+        let clean_after = clean.then(|| began.elapsed());
+        Ok(CancelReply { job: Some(job), answer, decided_after, clean_after })
+    }
+
     /// Waits until nothing of a cancelled job is left, at most 30 seconds.
-    async fn see_clean(&self, region: &Arc<dyn Region>, spec: &JobSpec, clean: bool) -> bool {
-        let live = self.live().get(&spec.job).cloned();
+    async fn see_clean(
+        &self,
+        region: &Arc<dyn Region>,
+        job: JobId,
+        image: &ImageId,
+        clean: bool,
+    ) -> bool {
+        let live = self.live().get(&job).cloned();
         if let Some(entry) = &live {
             entry.ask(Stop::Cancel);
         }
@@ -229,7 +270,7 @@ impl Inner {
                 sleep(CLEAN_POLL).await;
             }
             // Decided it is; a region that cannot clean now is asked again until the time is up.
-            let vote = region.cancel(spec.job, &spec.target.image).await;
+            let vote = region.cancel(job, image).await;
             clean = matches!(vote, Ok(Vote::Cancelled { clean: true, .. } | Vote::Unknown));
             if live.is_some() && !clean {
                 return false;

@@ -46,7 +46,7 @@ impl Inner {
             return info;
         }
         let Some(staged) = staged else {
-            info.state = ended_unseen(&*region, &info.spec).await.unwrap_or(info.state);
+            info.state = self.ended_unseen(&*region, &info.spec).await.unwrap_or(info.state);
             return info;
         };
         info.running = staged.owned;
@@ -146,16 +146,34 @@ impl Inner {
         let state = self.index.read(job).await?.map(|record| record.state);
         Ok(state.filter(|state| !state.is_running()).unwrap_or(JobState::Suspended))
     }
-}
 
-/// How a job ended whose stage is gone though its record does not say so: somebody has ended it by
-/// way of another index. In one index, the record of a commit is written before the stage goes.
-pub(super) async fn ended_unseen(region: &dyn Region, spec: &JobSpec) -> Result<JobState> {
-    Ok(match region.locate(&spec.target.image).await? {
-        Located::Committed(Some(job)) if job == spec.job => JobState::Committed,
-        Located::Committed(None) if may_be_its_own(region, spec).await? => JobState::Committed,
-        _ => JobState::RolledBack,
-    })
+    /// How a job ended whose stage is gone though its record does not say so: somebody has ended it
+    /// by way of another index, or its end could not be written. In one index, the record of a
+    /// commit is written before the stage goes.
+    pub(super) async fn ended_unseen(
+        &self,
+        region: &dyn Region,
+        spec: &JobSpec,
+    ) -> Result<JobState> {
+        let has_committed = match region.locate(&spec.target.image).await? {
+            Located::Committed(Some(job)) => job == spec.job,
+            Located::Committed(None) => {
+                may_be_its_own(region, spec).await? && !self.is_of_a_later_job(spec).await?
+            }
+            _ => false,
+        };
+        Ok(if has_committed { JobState::Committed } else { JobState::RolledBack })
+    }
+
+    /// Whether what is at a job's destination was put there by one that came after it.
+    async fn is_of_a_later_job(&self, spec: &JobSpec) -> Result<bool> {
+        let records = self.records_of(&spec.target.region, &spec.target.image).await?;
+        Ok(records.iter().any(|other| {
+            other.spec.job != spec.job
+                && other.state == JobState::Committed
+                && other.spec.created_unix_ms >= spec.created_unix_ms
+        }))
+    }
 }
 
 /// A plain file does not tell who made it, but one of another size is a stranger's. A device is

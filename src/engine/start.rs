@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use crate::chunk::Digest;
 use crate::engine::clock::{job_of_token, random_job, unix_ms};
-use crate::engine::control::ended_unseen;
 use crate::engine::drive::{Ends, drive};
 use crate::engine::entry::{Entry, Job, JobOutcome};
 use crate::engine::gate::Gate;
@@ -226,7 +225,7 @@ impl Inner {
             Some(record) if record.state.is_final() => Ok(self.ended(record).await),
             _ => {
                 // Somebody has ended it by way of another index: take that over into ours.
-                let state = ended_unseen(&*target_region, &spec).await?;
+                let state = self.ended_unseen(&*target_region, &spec).await?;
                 let mut record = JobRecord::new(spec, state);
                 if state == JobState::Committed {
                     record.receipt = found_receipt(&*target_region, &record.spec).await.ok();

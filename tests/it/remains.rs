@@ -104,6 +104,29 @@ async fn a_strangers_file_is_not_taken_for_the_commit_of_a_job_that_never_had_da
     assert_eq!(fs::read(&stranger).unwrap(), b"a stranger's");
 }
 
+/// The end of the first could not be written, and a plain file does not tell who made it.
+#[tokio::test]
+async fn the_image_of_a_later_job_is_not_taken_for_the_commit_of_a_cancelled_one() {
+    let world = World::new();
+    world.m.insert(&image("source"), noise(1, 256 * KIB));
+    let engine = world.engine().await;
+    let first = engine.copy(request("m/source", "target/image", standing())).await.unwrap();
+    let record = world.path("state").join("jobs").join(first.id().to_string());
+    let before = fs::read(&record).unwrap();
+    let reply = engine.cancel(first.id()).await.unwrap();
+    assert_eq!(reply.answer, CancelAnswer::Cancelled { clean: true });
+    rolled_back(&ended(&first).await);
+    fs::write(&record, before).unwrap();
+    let second = engine.copy(request("m/source", "target/image", small())).await.unwrap();
+    committed(ended(&second).await);
+    assert_eq!(engine.show(first.id()).await.unwrap().state.name(), "rolled_back");
+    let reply = engine.cancel(first.id()).await.unwrap();
+    assert_eq!(reply.answer, CancelAnswer::AlreadyCancelled { clean: true });
+    rolled_back(&ended(&engine.resume(first.id()).await.unwrap()).await);
+    let reply = engine.cancel_image(&region("target"), &image("image")).await.unwrap();
+    assert_eq!((reply.job, reply.answer), (Some(second.id()), CancelAnswer::AlreadyCommitted));
+}
+
 #[tokio::test]
 async fn bytes_that_were_on_record_and_are_gone_are_not_taken_for_zeros() {
     for (target, name) in TARGETS {

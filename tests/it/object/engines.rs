@@ -140,6 +140,30 @@ async fn a_cancel_on_one_machine_ends_the_copy_on_the_other() {
     }
 }
 
+/// All that is left of such a job is its claim: by the destination it can be ended all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_sign_of_life_is_lost_can_be_cancelled_by_its_destination() {
+    for damaged in [true, false] {
+        let (cloud, shared) = (Cloud::new(Fencing::Swap), shared());
+        let (one, two) = (machine(&cloud, &shared).await, machine(&cloud, &shared).await);
+        let started = one.engine.copy(request("shared/source", "bucket/m-1", standing())).await;
+        let job = started.unwrap().id();
+        one.requests.hook(|_| Fate::LostBefore);
+        drop(one.engine);
+        let pulse = format!("north/jobs/{job}/pulse");
+        match damaged {
+            true => cloud.model.insert(&pulse, b"no pulse".as_slice()),
+            false => cloud.model.remove(&pulse),
+        }
+        let reply = two.engine.cancel_image(&region("bucket"), &image("m-1")).await.unwrap();
+        assert_eq!(reply.job, Some(job));
+        assert_eq!(reply.answer, CancelAnswer::Cancelled { clean: true }, "damaged: {damaged}");
+        assert_eq!(cloud.strays(), Vec::<String>::new());
+        let copy = two.engine.copy(request("shared/source", "bucket/m-1", small())).await.unwrap();
+        committed(ended(&copy).await);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_was_suspended_on_one_machine_goes_on_at_the_other_at_once() {
     let (cloud, shared) = (Cloud::new(Fencing::Swap), shared());
