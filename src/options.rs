@@ -154,6 +154,10 @@ pub struct CopyOptions {
     pub attributes: BTreeMap<String, String>,
     /// Whether the new image is encrypted where it lies.
     pub encryption: Encryption,
+    /// How many copies of the same image are started together, this one among them. What one of
+    /// them reads and hashes, the others take from memory; each commits, fails or is cancelled on
+    /// its own. It is no part of the request that a token stands for, nor of what a job records.
+    pub legs: u32,
 }
 
 impl CopyOptions {
@@ -215,6 +219,13 @@ impl CopyOptions {
     #[must_use]
     pub fn with_encryption(mut self, encryption: Encryption) -> Self {
         self.encryption = encryption;
+        self
+    }
+
+    /// As one of that many copies of the same image that are started together.
+    #[must_use]
+    pub fn with_legs(mut self, legs: u32) -> Self {
+        self.legs = legs;
         self
     }
 

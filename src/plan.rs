@@ -221,6 +221,13 @@ impl Plan {
         true
     }
 
+    /// The chunks that are to be read, of those not handed out yet.
+    pub(crate) fn to_copy(&self) -> ChunkSet {
+        let mut set = ChunkSet { words: self.classes.words.iter().map(|word| word.data).collect() };
+        (0..self.cursor).for_each(|index| set.remove(index));
+        set
+    }
+
     fn hand_out(&mut self, next: Move) -> Move {
         if let Move::Copy { run, .. } = next {
             let bytes = self.geometry.run_range(run).len;
@@ -228,6 +235,24 @@ impl Plan {
             self.remaining_bytes = self.remaining_bytes.saturating_sub(bytes);
         }
         next
+    }
+}
+
+/// Some of the chunks of an image, in a bit each.
+#[derive(Debug)]
+pub(crate) struct ChunkSet {
+    words: Vec<u64>,
+}
+
+impl ChunkSet {
+    pub(crate) fn holds(&self, index: u32) -> bool {
+        self.words.get(slot(index)).is_some_and(|word| word >> (index % 64) & 1 == 1)
+    }
+
+    pub(crate) fn remove(&mut self, index: u32) {
+        if let Some(word) = self.words.get_mut(slot(index)) {
+            *word &= !(1 << (index % 64));
+        }
     }
 }
 

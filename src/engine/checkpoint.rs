@@ -87,8 +87,9 @@ mod races {
     use super::*;
     use crate::chunk::{Digest, Sealed, Written};
     use crate::engine::gate::Gates;
+    use crate::engine::memory::Memory;
     use crate::engine::pool::Pool;
-    use crate::engine::run::{Memory, Start};
+    use crate::engine::run::Start;
     use crate::geometry::ChunkIndex;
     use crate::id::ImageId;
     use crate::job::{Progress, sample_spec};
@@ -205,6 +206,8 @@ mod races {
             stop: CancellationToken::new(),
             pool: pool.clone(),
             memory: Arc::new(Memory::new(1 << 20)),
+            fans: Arc::default(),
+            legs: 1,
             checkpoint_bytes,
             checkpoint_interval: Duration::from_secs(1),
             share_extents: false,

@@ -32,6 +32,8 @@ pub(crate) struct Ends {
     pub(crate) target: Arc<dyn Target>,
     /// The gates of both regions.
     pub(crate) gates: Vec<Gate>,
+    /// How many copies of the image are started together.
+    pub(crate) legs: u32,
 }
 
 /// Brings a job to its end. Dropping the engine ends it as a crash would.
@@ -125,6 +127,9 @@ async fn run(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: &Ends) -> Result<End
         stop: entry.stop.clone(),
         pool: engine.pool.clone(),
         memory: engine.memory.clone(),
+        fans: engine.fans.clone(),
+        // Those that wait for their turn are not waited for.
+        legs: ends.legs.min(u32::try_from(engine.options.jobs_running_max).unwrap_or(u32::MAX)),
         checkpoint_bytes: engine.options.checkpoint_bytes,
         checkpoint_interval: engine.options.checkpoint_interval,
         share_extents: engine.options.share_extents,

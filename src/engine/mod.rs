@@ -7,10 +7,12 @@ mod clock;
 mod control;
 mod drive;
 mod entry;
+mod fan;
 mod gate;
 mod index;
 mod lane;
 mod ledger;
+mod memory;
 mod metrics;
 mod offload;
 mod pool;
@@ -31,10 +33,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::engine::entry::{Entry as JobEntry, Stop};
+use crate::engine::fan::Fans;
 use crate::engine::gate::Gate;
 use crate::engine::index::Index;
+use crate::engine::memory::Memory;
 use crate::engine::pool::Pool;
-use crate::engine::run::Memory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ImageId, JobId, RegionName};
 use crate::job::{JobSpec, JobState, Progress, Receipt};
@@ -72,6 +75,7 @@ pub(crate) struct Inner {
     index: Index,
     pool: Arc<Pool>,
     memory: Arc<Memory>,
+    fans: Arc<Fans>,
     gate: Gate,
     /// Jobs that move bytes at once.
     turns: Semaphore,
@@ -141,6 +145,7 @@ impl Engine {
             index,
             pool: Arc::new(Pool::start(threads)?),
             memory: Arc::new(Memory::new(options.memory_bytes_max)),
+            fans: Arc::default(),
             gate: Gate::new(options.limits),
             turns: Semaphore::new(options.jobs_running_max),
             regions: Mutex::default(),

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::chunk::Written;
+use crate::engine::fan::{Fans, Hand};
 use crate::engine::gate::Gates;
 use crate::engine::lane::Todo;
 use crate::engine::ledger::Ledger;
+use crate::engine::memory::{Holding, Memory, Room, Share};
 use crate::engine::pool::Pool;
 use crate::engine::progress::Counters;
 use crate::engine::verify::{self, Findings};
@@ -29,8 +31,6 @@ use crate::sabotage;
 const REWRITE_COUNT_MAX: u32 = 3;
 /// How many chunks the remote lane has under way, memory permitting.
 const WINDOW_CHUNKS: u64 = 16;
-/// The unit in which memory is reserved.
-const MEMORY_UNIT_BYTES: u64 = 64 << 10;
 
 /// What a run works with, before it has begun.
 #[derive(Debug)]
@@ -45,29 +45,15 @@ pub(crate) struct Start {
     pub(crate) stop: CancellationToken,
     pub(crate) pool: Arc<Pool>,
     pub(crate) memory: Arc<Memory>,
+    pub(crate) fans: Arc<Fans>,
+    /// How many copies of the image are started together.
+    pub(crate) legs: u32,
     pub(crate) checkpoint_bytes: u64,
     pub(crate) checkpoint_interval: Duration,
     /// Whether the target may share extents with the source.
     pub(crate) share_extents: bool,
     /// Whether what is durable leaves the page cache.
     pub(crate) drop_behind: bool,
-}
-
-/// The engine's budget for bytes of images in memory.
-#[derive(Debug)]
-pub(crate) struct Memory {
-    units: Arc<Semaphore>,
-    unit_count: u32,
-}
-
-impl Memory {
-    pub(crate) fn new(bytes_max: u64) -> Self {
-        const UNITS_MAX: u64 = 1 << 24;
-        let unit_count = (bytes_max / MEMORY_UNIT_BYTES).clamp(1, UNITS_MAX);
-        let unit_count = u32::try_from(unit_count).unwrap_or(1);
-        let units = Semaphore::new(usize::try_from(unit_count).unwrap_or(1));
-        Self { units: Arc::new(units), unit_count }
-    }
 }
 
 /// A run under way: what its lanes, checkpoints and verification share.
@@ -85,6 +71,9 @@ pub(crate) struct Run {
     pub(crate) halt: CancellationToken,
     pub(crate) pool: Arc<Pool>,
     memory: Arc<Memory>,
+    share: Arc<Share>,
+    fans: Arc<Fans>,
+    legs: u32,
     capabilities: Capabilities,
     /// Whether the target reads as zeros wherever this run has not written.
     blank: AtomicBool,
@@ -315,7 +304,10 @@ impl Run {
             gates_turn: tokio::sync::Mutex::default(),
             halt: start.stop.child_token(),
             pool: start.pool,
+            share: Share::new(start.memory.clone()),
             memory: start.memory,
+            fans: start.fans,
+            legs: start.legs,
             capabilities: start.capabilities,
             blank: AtomicBool::new(start.capabilities.blank_target),
             shared: AtomicBool::new(false),
@@ -374,8 +366,7 @@ impl Run {
 
     /// How many chunks the memory budget holds; at least one.
     pub(crate) fn budget_chunks(&self) -> u64 {
-        let bytes = u64::from(self.memory.unit_count) * MEMORY_UNIT_BYTES;
-        (bytes / self.spec.geometry.chunk_size().bytes()).max(1)
+        self.memory.chunk_count(self.spec.geometry.chunk_size().bytes())
     }
 
     /// How many chunks the remote lane has under way.
@@ -383,13 +374,29 @@ impl Run {
         usize::try_from(self.budget_chunks().min(WINDOW_CHUNKS)).unwrap_or(1)
     }
 
+    /// Waits until this run may hold one more chunk in memory.
+    pub(crate) async fn hold_chunk(&self) -> Holding {
+        self.share.hold(self.chunk_bytes()).await
+    }
+
     /// Waits for room for one chunk in the engine's memory budget. One chunk always fits.
-    pub(crate) async fn reserve_memory(&self) -> Result<OwnedSemaphorePermit> {
-        let bytes = self.spec.geometry.chunk_size().bytes().min(self.spec.geometry.image_bytes());
-        let units = u32::try_from(bytes.div_ceil(MEMORY_UNIT_BYTES)).unwrap_or(u32::MAX);
-        let units = units.min(self.memory.unit_count);
-        let permit = self.memory.units.clone().acquire_many_owned(units).await;
-        permit.map_err(|error| Error::new(ErrorKind::Io, "reserve memory").because(error))
+    pub(crate) async fn reserve_memory(&self) -> Result<Room> {
+        self.memory.reserve(self.chunk_bytes()).await
+    }
+
+    fn chunk_bytes(&self) -> u64 {
+        self.spec.geometry.chunk_size().bytes().min(self.spec.geometry.image_bytes())
+    }
+
+    /// Joins the other legs of a fan-out, where this is one: with what is to be copied of the
+    /// image, and not with what is written again.
+    pub(crate) async fn join_fan(&self, plan: &Plan) -> Option<Hand> {
+        if self.legs < 2 || self.rewriting.load(Relaxed) || self.is_shared() {
+            return None;
+        }
+        let hand = self.fans.join(&self.spec, &self.memory, plan.to_copy());
+        hand.gather(self.legs, &self.halt).await;
+        Some(hand)
     }
 
     fn manifest(&self) -> Result<Manifest> {

@@ -80,7 +80,7 @@ impl Inner {
             return Err(self.undo_start(&spec, &*target, error).await);
         }
         let gates = self.gates_of(&spec);
-        let ends = Ends { target_region, source, target, gates };
+        let ends = Ends { target_region, source, target, gates, legs: request.options.legs };
         Ok(self.launch(spec, ends))
     }
 
@@ -168,16 +168,16 @@ impl Inner {
         }
         match live {
             Some(entry) => Ok(Some(Job { engine: self.clone(), entry })),
-            None => self.resume_locked(job).await.map(Some),
+            None => self.resume_locked(job, request.options.legs).await.map(Some),
         }
     }
 
     pub(super) async fn resume(self: &Arc<Self>, job: JobId) -> Result<Job> {
         let _turn = self.starting.lock().await;
-        self.resume_locked(job).await
+        self.resume_locked(job, 1).await
     }
 
-    async fn resume_locked(self: &Arc<Self>, job: JobId) -> Result<Job> {
+    async fn resume_locked(self: &Arc<Self>, job: JobId, legs: u32) -> Result<Job> {
         let live = self.live().get(&job).cloned();
         if let Some(entry) = live {
             return Ok(Job { engine: self.clone(), entry });
@@ -206,7 +206,7 @@ impl Inner {
         for found in target_region.recover(Some(job)).await? {
             self.note_recovered(&*target_region, &found).await?;
             match found.settled {
-                Settled::Kept => match self.go_on(spec.clone(), target_region.clone()).await {
+                Settled::Kept => match self.go_on(spec.clone(), &target_region, legs).await {
                     // Somebody else has ended it while we looked at the source: see below how.
                     Err(error)
                         if error.kind() == ErrorKind::NotFound
@@ -259,7 +259,12 @@ impl Inner {
         Ok(Job { engine: self.clone(), entry })
     }
 
-    async fn go_on(self: &Arc<Self>, spec: JobSpec, target_region: Arc<dyn Region>) -> Result<Job> {
+    async fn go_on(
+        self: &Arc<Self>,
+        spec: JobSpec,
+        target_region: &Arc<dyn Region>,
+        legs: u32,
+    ) -> Result<Job> {
         let source_region = self.region(&spec.source.region)?;
         let source = source_region.open(&spec.source.image).await?;
         let now = spec.facts_kept(source.fingerprint().await?);
@@ -273,7 +278,7 @@ impl Inner {
         let record = JobRecord::new(spec.clone(), JobState::Queued);
         self.index.write(record).await?;
         let gates = self.gates_of(&spec);
-        let ends = Ends { target_region, source, target, gates };
+        let ends = Ends { target_region: target_region.clone(), source, target, gates, legs };
         Ok(self.launch(spec, ends))
     }
 

@@ -18,6 +18,7 @@ mod delta;
 mod dialling;
 mod encrypt;
 mod encrypt_cli;
+mod fan;
 #[cfg(feature = "object")]
 mod headcas;
 mod journal;

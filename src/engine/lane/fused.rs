@@ -3,7 +3,7 @@
 
 use tokio::time::Instant;
 
-use crate::chunk::{Digest, Written};
+use crate::chunk::{Digest, Sealed, Written};
 use crate::engine::pool::PIECE_BYTES;
 use crate::error::Result;
 use crate::geometry::{ByteRange, ChunkIndex, ChunkRun, Geometry, to_u64, to_usize};
@@ -21,7 +21,11 @@ pub(super) struct OpenChunk {
     range: ByteRange,
     /// The next byte to deal with.
     at: u64,
-    /// `None` while everything was zero: a chunk of zeros is not hashed.
+    /// All its bytes with their digest, where another has read and hashed them.
+    given: Option<Sealed>,
+    /// Whether anything but zeros has come: a chunk of zeros is not hashed.
+    has_data: bool,
+    /// `None` while there is nothing to hash.
     hasher: Option<ChunkHasher>,
     /// `None` while nothing was to be written, or the target is not encrypted.
     sealer: Option<ChunkSealer>,
@@ -31,7 +35,21 @@ pub(super) struct OpenChunk {
 impl OpenChunk {
     pub(super) fn new(geometry: Geometry, index: ChunkIndex) -> Self {
         let range = geometry.range(index);
-        Self { index, range, at: range.offset, hasher: None, sealer: None, data_bytes: 0 }
+        Self {
+            index,
+            range,
+            at: range.offset,
+            given: None,
+            has_data: false,
+            hasher: None,
+            sealer: None,
+            data_bytes: 0,
+        }
+    }
+
+    /// A chunk that is in memory, and only has to be written.
+    pub(super) fn given(geometry: Geometry, sealed: Sealed) -> Self {
+        Self { given: Some(sealed.clone()), ..Self::new(geometry, sealed.index()) }
     }
 
     pub(super) fn at(&self) -> u64 {
@@ -59,7 +77,13 @@ impl OpenChunk {
         let len = to_usize(len.min(budget)).min(PIECE_BYTES);
         gather.make_space(len, segment.end)?;
         let piece = gather.space(len);
-        ends.read(self.at, piece, source_chunk)?;
+        match &self.given {
+            Some(sealed) => {
+                let from = to_usize(self.at - self.range.offset);
+                piece.copy_from_slice(&sealed.data()[from..from + len]);
+            }
+            None => ends.read(self.at, piece, source_chunk)?,
+        }
         let began = Instant::now();
         let all_zero = is_zero(piece);
         ends.counters.stalled(Stall::Seal, began.elapsed());
@@ -85,10 +109,14 @@ impl OpenChunk {
             gather.skip(range, data_end)?;
         }
         // Zeros before the first data are hashed, and written where they must be, once data comes.
-        let Some(hasher) = &mut self.hasher else { return Ok(()) };
-        let began = Instant::now();
-        hasher.zeroes(len);
-        ends.counters.stalled(Stall::Seal, began.elapsed());
+        if !self.has_data {
+            return Ok(());
+        }
+        if let Some(hasher) = &mut self.hasher {
+            let began = Instant::now();
+            hasher.zeroes(len);
+            ends.counters.stalled(Stall::Seal, began.elapsed());
+        }
         if ends.blank { Ok(()) } else { gather.write_zeroes(range) }
     }
 
@@ -105,15 +133,17 @@ impl OpenChunk {
                 Some(encrypted.sealer(self.index).map_err(|error| ends.at_target(error))?);
         }
         let ahead = ByteRange::new(self.range.offset, self.at - self.range.offset);
-        let began = Instant::now();
-        let is_first = self.hasher.is_none();
-        let hasher = self.hasher.get_or_insert_with(|| {
-            let mut hasher = ChunkHasher::new(ends.geometry, self.index);
-            hasher.zeroes(ahead.len);
-            hasher
-        });
-        hasher.update(gather.space(len));
-        ends.counters.stalled(Stall::Seal, began.elapsed());
+        let is_first = !std::mem::replace(&mut self.has_data, true);
+        if self.given.is_none() {
+            let began = Instant::now();
+            let hasher = self.hasher.get_or_insert_with(|| {
+                let mut hasher = ChunkHasher::new(ends.geometry, self.index);
+                hasher.zeroes(ahead.len);
+                hasher
+            });
+            hasher.update(gather.space(len));
+            ends.counters.stalled(Stall::Seal, began.elapsed());
+        }
         if is_first && !ends.blank && !ahead.is_empty() {
             gather.write_zeroes(ahead)?;
         }
@@ -129,7 +159,8 @@ impl OpenChunk {
 
     /// What the chunk turned out to hold. Its bytes may still wait in the gather.
     pub(super) fn finish(self, ends: &Ends, gather: &mut Gather<'_>) -> Result<Written> {
-        let digest: Option<Digest> = self.hasher.map(ChunkHasher::finish);
+        let given = self.given.as_ref().map(Sealed::digest);
+        let digest: Option<Digest> = given.or_else(|| self.hasher.map(ChunkHasher::finish));
         if let Some(vouched) = &ends.vouched {
             check_vouched(digest, vouched.table().digest(self.index))
                 .map_err(|error| ends.at_source(error, self.range.offset))?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::chunk::{Content, Written};
+use crate::chunk::{Content, Sealed, Written};
 use crate::engine::pool::{PIECE_BYTES, Scratch};
 use crate::engine::progress::Counters;
 use crate::engine::run::Run;
@@ -209,6 +209,28 @@ pub(super) async fn compare(
         others.runs.extend(base::take(run, base, chunks).await?);
     }
     Ok(others.runs)
+}
+
+/// Writes a chunk that is in memory.
+pub(super) async fn put(run: &Arc<Run>, ends: &Arc<Ends>, sealed: Sealed) -> Result<()> {
+    let ends = ends.clone();
+    let written = run
+        .pool
+        .run(move |scratch| {
+            let mut room = Room::default();
+            let mut gather = Gather::new(ends.sink(false), scratch.window(), &mut room);
+            let whole = Segment { end: sealed.range().end(), is_data: true };
+            let mut chunk = OpenChunk::given(ends.geometry, sealed);
+            while !chunk.is_done() {
+                chunk.step(&ends, &mut gather, whole, u64::MAX, &mut None)?;
+            }
+            let written = chunk.finish(&ends, &mut gather)?;
+            gather.finish()?;
+            Ok(written)
+        })
+        .await?;
+    enter(run, written?);
+    Ok(())
 }
 
 /// Goes through a strip, and hands out its chunks as they are done.

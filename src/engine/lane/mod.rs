@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::chunk::Written;
+use crate::engine::fan::Hand;
 use crate::engine::offload;
 use crate::engine::progress::{Counters, MoveEnd};
 use crate::engine::run::Run;
@@ -48,6 +49,15 @@ impl From<Plan> for Todo {
     }
 }
 
+/// How a lane comes by bytes, and gets rid of them.
+#[derive(Debug)]
+struct Ways {
+    /// Both ends, where they are open files on this host.
+    ends: Option<Arc<local::Ends>>,
+    /// Its part in a fan-out, where it has one.
+    hand: Option<Hand>,
+}
+
 enum Next {
     Take(ChunkRun),
     Move(Move),
@@ -67,16 +77,19 @@ pub(crate) async fn run(run: &Arc<Run>, todo: Todo) -> Result<()> {
         offload::carry(run, &manifest).await;
         return Ok(());
     }
-    let ends = local::Ends::of(run, shared).map(Arc::new);
+    let ways = Arc::new(Ways {
+        ends: local::Ends::of(run, shared).map(Arc::new),
+        hand: run.join_fan(&todo.plan).await,
+    });
     // Two strips in hand for each thread: the next is queued while one is being worked on.
-    let (workers, take_bytes) = match &ends {
+    let (workers, take_bytes) = match &ways.ends {
         Some(_) => (run.pool.threads() * 2, STRIP_BYTES),
         None => (run.window(), 1),
     };
     let todo = Arc::new(Mutex::new(todo));
     let mut tasks = JoinSet::new();
     for _ in 0..workers {
-        tasks.spawn(work(run.clone(), ends.clone(), todo.clone(), take_bytes));
+        tasks.spawn(work(run.clone(), ways.clone(), todo.clone(), take_bytes));
     }
     let mut first = Ok(());
     while let Some(ended) = tasks.join_next().await {
@@ -96,7 +109,7 @@ pub(crate) async fn run(run: &Arc<Run>, todo: Todo) -> Result<()> {
 
 async fn work(
     run: Arc<Run>,
-    ends: Option<Arc<local::Ends>>,
+    ways: Arc<Ways>,
     todo: Arc<Mutex<Todo>>,
     take_bytes: u64,
 ) -> Result<()> {
@@ -113,9 +126,9 @@ async fn work(
         let Some(next) = next else { break };
         run.counters.issued();
         let moved = match next {
-            Next::Take(chunks) => take(&run, &ends, chunks).await,
+            Next::Take(chunks) => take(&run, &ways, chunks).await,
             Next::Move(Move::Zero(chunks)) => zero(&run, chunks).await,
-            Next::Move(Move::Copy { run: chunks, mixed }) => copy(&run, &ends, chunks, mixed).await,
+            Next::Move(Move::Copy { run: chunks, mixed }) => copy(&run, &ways, chunks, mixed).await,
         };
         run.counters.ended(match &moved {
             Err(_) => MoveEnd::Failed,
@@ -127,13 +140,12 @@ async fn work(
     Ok(())
 }
 
-async fn copy(
-    run: &Arc<Run>,
-    ends: &Option<Arc<local::Ends>>,
-    chunks: ChunkRun,
-    mixed: bool,
-) -> Result<()> {
-    let Some(ends) = ends else { return remote::copy(run, chunks).await };
+async fn copy(run: &Arc<Run>, ways: &Ways, chunks: ChunkRun, mixed: bool) -> Result<()> {
+    let Some(ends) = &ways.ends else { return remote::copy(run, ways, chunks).await };
+    if ways.hand.as_ref().is_some_and(|hand| !hand.goes_alone(chunks)) {
+        // Whole chunks can be handed over, pieces cannot.
+        return remote::copy(run, ways, chunks).await;
+    }
     // What the source vouches for was compared before, and need not be hashed for that.
     let base = run.base().filter(|_| run.vouched().is_none() && run.gains_by_base());
     let base = base.filter(|_| ends.blank);
@@ -146,10 +158,10 @@ async fn copy(
 }
 
 /// Chunks that the base has as the source does. What it turns out not to have is copied.
-async fn take(run: &Arc<Run>, ends: &Option<Arc<local::Ends>>, chunks: ChunkRun) -> Result<()> {
-    let Some(base) = run.base() else { return copy(run, ends, chunks, true).await };
+async fn take(run: &Arc<Run>, ways: &Ways, chunks: ChunkRun) -> Result<()> {
+    let Some(base) = run.base() else { return copy(run, ways, chunks, true).await };
     for lost in base::take(run, &**base, chunks).await? {
-        copy(run, ends, lost, true).await?;
+        copy(run, ways, lost, true).await?;
     }
     Ok(())
 }

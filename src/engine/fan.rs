@@ -1,0 +1,641 @@
+//! Copies of one image that are made together: what one of them reads and hashes, the others take.
+//!
+//! Whoever comes to a chunk first reads it for all who will need it, and it waits in memory until
+//! they have come. There is leave for a few such chunks only; where it is used up, those in front
+//! wait for those behind, but not for long: a leg that is slow or hangs is parted from the others,
+//! reads for itself, and is one of them again once it is near.
+//!
+//! A leg takes only what was begun to be read after it had joined, so it never gets bytes from
+//! before it was asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::memory::{Memory, Room};
+use crate::geometry::{ChunkIndex, ChunkRun, Geometry};
+use crate::job::{Endpoint, Fingerprint, JobSpec};
+use crate::plan::ChunkSet;
+use crate::seal::Seal;
+
+/// How long the legs of one fan-out wait for each other at the start.
+const GATHER_TIME: Duration = Duration::from_secs(5);
+/// What a leg spends on waiting for those behind: so much, and that part of its time so far.
+const PATIENCE_FIRST: Duration = Duration::from_secs(1);
+const PATIENCE_PART: u32 = 10;
+/// How long one waits for a chunk that another is reading, before reading it oneself.
+const HANDING_TIME: Duration = Duration::from_secs(10);
+/// A leg that is no further behind belongs to those in front.
+const NEAR_BYTES: u64 = 64 << 20;
+const NEAR_CHUNKS_MIN: u64 = 16;
+
+/// A chunk that was read and hashed, with the room that it takes.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) seal: Seal,
+    _room: Room,
+}
+
+impl Chunk {
+    pub(crate) fn new(seal: Seal, room: Room) -> Arc<Self> {
+        Arc::new(Self { seal, _room: room })
+    }
+}
+
+/// The fan-outs of an engine.
+#[derive(Debug, Default)]
+pub(crate) struct Fans(Mutex<Vec<Weak<Fan>>>);
+
+/// What makes bytes the same: the image, as it was when it was looked at, and how it is cut.
+#[derive(Debug, PartialEq, Eq)]
+struct Key {
+    source: Endpoint,
+    fingerprint: Fingerprint,
+    geometry: Geometry,
+}
+
+#[derive(Debug)]
+struct Fan {
+    key: Key,
+    memory: Arc<Memory>,
+    table: Mutex<Table>,
+    changed: Notify,
+}
+
+impl Fans {
+    /// Joins those who copy the same image, as one who has these chunks to copy.
+    pub(crate) fn join(&self, spec: &JobSpec, memory: &Arc<Memory>, needs: ChunkSet) -> Hand {
+        let key = Key {
+            source: spec.source.clone(),
+            fingerprint: spec.fingerprint.clone(),
+            geometry: spec.geometry,
+        };
+        let mut fans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        fans.retain(|fan| fan.strong_count() > 0);
+        let known = fans.iter().filter_map(Weak::upgrade).find(|fan| fan.key == key);
+        let fan = known.unwrap_or_else(|| {
+            let near = NEAR_BYTES / key.geometry.chunk_size().bytes();
+            let table = Table::new(u32::try_from(near.max(NEAR_CHUNKS_MIN)).unwrap_or(u32::MAX));
+            let fan = Fan {
+                key,
+                memory: memory.clone(),
+                table: Mutex::new(table),
+                changed: Notify::new(),
+            };
+            let fan = Arc::new(fan);
+            fans.push(Arc::downgrade(&fan));
+            fan
+        });
+        let id = fan.table().join(needs);
+        fan.changed.notify_waiters();
+        Hand { fan, id, began: Instant::now(), patience: Mutex::default() }
+    }
+}
+
+impl Fan {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One leg's part in a fan-out, from its first chunk to its last.
+#[derive(Debug)]
+pub(crate) struct Hand {
+    fan: Arc<Fan>,
+    id: u64,
+    began: Instant,
+    patience: Mutex<Patience>,
+}
+
+/// How a leg comes by a chunk.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    /// Another has it, or is reading it.
+    Take(Taking),
+    /// It is to be read, and shown to those who wait for it.
+    Read(Claim),
+}
+
+impl Hand {
+    /// Waits until so many legs have joined, for a moment.
+    pub(crate) async fn gather(&self, legs: u32, halt: &CancellationToken) {
+        let all_here = async {
+            loop {
+                let changed = self.fan.changed.notified();
+                if self.fan.table().joined >= u64::from(legs) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = halt.cancelled() => {}
+            _late = timeout(GATHER_TIME, all_here) => {}
+        }
+    }
+
+    /// Whether no other leg has these chunks or will want them from us: then they are ours to copy
+    /// as if we were alone, and we never ask for them.
+    pub(crate) fn goes_alone(&self, chunks: ChunkRun) -> bool {
+        self.fan.table().goes_alone(self.id, chunks)
+    }
+
+    /// How to come by that chunk; `None`: halted first.
+    pub(crate) async fn turn(&self, index: ChunkIndex, halt: &CancellationToken) -> Option<Turn> {
+        let bytes = self.fan.key.geometry.range(index).len;
+        loop {
+            let changed = self.fan.changed.notified();
+            let asked = self.fan.table().ask(self.id, index.get(), || self.fan.memory.keep(bytes));
+            match asked {
+                Asked::Take(chunk) => {
+                    self.fan.changed.notify_waiters();
+                    return Some(Turn::Take(Taking(chunk)));
+                }
+                Asked::Read(show) => {
+                    self.fan.changed.notify_waiters();
+                    let fan = self.fan.clone();
+                    return Some(Turn::Read(Claim { fan, index: index.get(), show }));
+                }
+                Asked::Full => {}
+            }
+            let left = self.patience().begin(self.began, Instant::now());
+            if left.is_zero() {
+                self.fan.table().part();
+                self.fan.changed.notify_waiters();
+            }
+            let halted = tokio::select! {
+                biased;
+                () = halt.cancelled() => true,
+                () = changed => false,
+                () = sleep(left) => false,
+            };
+            self.patience().end(Instant::now());
+            if halted {
+                return None;
+            }
+        }
+    }
+
+    fn patience(&self) -> MutexGuard<'_, Patience> {
+        self.patience.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Hand {
+    fn drop(&mut self) {
+        self.fan.table().leave(self.id);
+        self.fan.changed.notify_waiters();
+    }
+}
+
+/// A chunk that another leg has read or is reading.
+#[derive(Debug)]
+pub(crate) struct Taking(watch::Receiver<Option<Arc<Chunk>>>);
+
+/// What came of waiting for a chunk.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    Chunk(Arc<Chunk>),
+    /// Who was reading it has failed or stopped.
+    Lost,
+    /// It takes too long.
+    Late,
+}
+
+impl Taking {
+    pub(crate) async fn taken(mut self) -> Taken {
+        match timeout(HANDING_TIME, self.0.wait_for(Option::is_some)).await {
+            Ok(Ok(chunk)) => chunk.clone().map_or(Taken::Lost, Taken::Chunk),
+            Ok(Err(_)) => Taken::Lost,
+            Err(_) => Taken::Late,
+        }
+    }
+}
+
+/// A chunk that is being read, perhaps for others too. Dropped, they look for themselves.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    fan: Arc<Fan>,
+    index: u32,
+    show: Option<(u64, watch::Sender<Option<Arc<Chunk>>>)>,
+}
+
+impl Claim {
+    /// Shows the chunk to those who will need it.
+    pub(crate) fn show(mut self, chunk: &Arc<Chunk>) {
+        if let Some((_, show)) = self.show.take() {
+            show.send_replace(Some(chunk.clone()));
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some((number, _)) = self.show.take() {
+            self.fan.table().give_up(self.index, number);
+            self.fan.changed.notify_waiters();
+        }
+    }
+}
+
+/// Time that a leg has spent on waiting for others, counted once however many of its tasks wait.
+#[derive(Debug, Default)]
+struct Patience {
+    spent: Duration,
+    waiting: u32,
+    since: Option<Instant>,
+}
+
+impl Patience {
+    /// Somebody begins to wait; returns for how long at most.
+    fn begin(&mut self, joined: Instant, now: Instant) -> Duration {
+        self.waiting += 1;
+        let since = *self.since.get_or_insert(now);
+        let allowed = PATIENCE_FIRST + (now - joined) / PATIENCE_PART;
+        allowed.saturating_sub(self.spent + (now - since))
+    }
+
+    fn end(&mut self, now: Instant) {
+        self.waiting -= 1;
+        if self.waiting == 0
+            && let Some(since) = self.since.take()
+        {
+            self.spent += now - since;
+        }
+    }
+}
+
+/// Who is there, and which chunks wait for whom.
+#[derive(Debug)]
+struct Table {
+    legs: BTreeMap<u64, Leg>,
+    /// By chunk; each waits for somebody.
+    slots: BTreeMap<u32, Slot>,
+    /// How many legs have ever joined.
+    joined: u64,
+    /// How many reads for others were begun.
+    claims: u64,
+    near_chunks: u32,
+}
+
+#[derive(Debug)]
+struct Leg {
+    /// What it has not asked for yet.
+    needs: ChunkSet,
+    /// The chunk that it asked for last.
+    at: u32,
+    /// Whether the others read for it, and wait for it.
+    together: bool,
+    /// How many reads for others had been begun when it joined.
+    claims_before: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    number: u64,
+    takers: BTreeSet<u64>,
+    chunk: watch::Receiver<Option<Arc<Chunk>>>,
+    _leave: Room,
+}
+
+#[derive(Debug)]
+enum Asked {
+    Take(watch::Receiver<Option<Arc<Chunk>>>),
+    Read(Option<(u64, watch::Sender<Option<Arc<Chunk>>>)>),
+    /// Others will need it, and there is no leave for more to wait.
+    Full,
+}
+
+impl Table {
+    fn new(near_chunks: u32) -> Self {
+        let (legs, slots) = (BTreeMap::new(), BTreeMap::new());
+        Self { legs, slots, joined: 0, claims: 0, near_chunks }
+    }
+
+    fn join(&mut self, needs: ChunkSet) -> u64 {
+        let id = self.joined;
+        self.joined += 1;
+        let together = self.is_near(id, 0);
+        self.legs.insert(id, Leg { needs, at: 0, together, claims_before: self.claims });
+        id
+    }
+
+    fn leave(&mut self, id: u64) {
+        self.legs.remove(&id);
+        self.pass_over(&BTreeSet::from([id]));
+    }
+
+    /// Whether a leg that is there is not far behind those in front.
+    fn is_near(&self, id: u64, at: u32) -> bool {
+        let others = self.legs.iter().filter(|(other, leg)| **other != id && leg.together);
+        others.map(|(_, leg)| leg.at).max().is_none_or(|front| front <= at + self.near_chunks)
+    }
+
+    fn step(&mut self, id: u64, at: u32) {
+        let is_near = self.is_near(id, at);
+        if let Some(leg) = self.legs.get_mut(&id) {
+            leg.at = at;
+            leg.together |= is_near;
+        }
+    }
+
+    /// Those of the others who will come to that chunk.
+    fn takers(&self, id: u64, index: u32) -> BTreeSet<u64> {
+        let others = self.legs.iter().filter(|(other, leg)| **other != id && leg.together);
+        others.filter(|(_, leg)| leg.needs.holds(index)).map(|(other, _)| *other).collect()
+    }
+
+    fn goes_alone(&mut self, id: u64, chunks: ChunkRun) -> bool {
+        self.step(id, chunks.first.get());
+        let is_shared = |index: ChunkIndex| {
+            self.slots.contains_key(&index.get()) || !self.takers(id, index.get()).is_empty()
+        };
+        // Also who is the last one may find what another has read for it before that left.
+        let is_last = self.legs.len() == 1 && self.slots.is_empty();
+        let alone = is_last || !chunks.iter().any(is_shared);
+        if alone && let Some(leg) = self.legs.get_mut(&id) {
+            chunks.iter().for_each(|index| leg.needs.remove(index.get()));
+        }
+        alone
+    }
+
+    fn ask(&mut self, id: u64, index: u32, keep: impl FnOnce() -> Option<Room>) -> Asked {
+        self.step(id, index);
+        let Some(leg) = self.legs.get(&id) else { return Asked::Read(None) };
+        let asked = match self.slots.get_mut(&index) {
+            Some(slot) if slot.number >= leg.claims_before => {
+                slot.takers.remove(&id);
+                let chunk = slot.chunk.clone();
+                if slot.takers.is_empty() {
+                    self.slots.remove(&index);
+                }
+                Asked::Take(chunk)
+            }
+            // It was begun before we were here.
+            Some(_) => Asked::Read(None),
+            None => self.ask_to_read(self.takers(id, index), index, keep),
+        };
+        // Order: while one waits for leave, another may still read it for us.
+        if !matches!(asked, Asked::Full)
+            && let Some(leg) = self.legs.get_mut(&id)
+        {
+            leg.needs.remove(index);
+        }
+        asked
+    }
+
+    fn ask_to_read(
+        &mut self,
+        takers: BTreeSet<u64>,
+        index: u32,
+        keep: impl FnOnce() -> Option<Room>,
+    ) -> Asked {
+        if takers.is_empty() {
+            return Asked::Read(None);
+        }
+        let Some(leave) = keep() else {
+            // What other fan-outs keep is nothing that we could wait for.
+            return if self.slots.is_empty() { Asked::Read(None) } else { Asked::Full };
+        };
+        let (number, (show, chunk)) = (self.claims, watch::channel(None));
+        self.claims += 1;
+        self.slots.insert(index, Slot { number, takers, chunk, _leave: leave });
+        Asked::Read(Some((number, show)))
+    }
+
+    fn give_up(&mut self, index: u32, number: u64) {
+        if self.slots.get(&index).is_some_and(|slot| slot.number == number) {
+            self.slots.remove(&index);
+        }
+    }
+
+    /// Parts from those whom the oldest chunk waits for.
+    fn part(&mut self) {
+        let oldest = self.slots.values().min_by_key(|slot| slot.number);
+        let Some(behind) = oldest.map(|slot| slot.takers.clone()) else { return };
+        for id in &behind {
+            if let Some(leg) = self.legs.get_mut(id) {
+                leg.together = false;
+            }
+        }
+        self.pass_over(&behind);
+    }
+
+    /// Nothing waits for them any more.
+    fn pass_over(&mut self, legs: &BTreeSet<u64>) {
+        self.slots.retain(|_, slot| {
+            slot.takers.retain(|taker| !legs.contains(taker));
+            !slot.takers.is_empty()
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::job::sample_spec;
+    use crate::plan::Plan;
+    use crate::seal::seal;
+
+    const CHUNKS: u32 = 8;
+
+    fn all(count: u32) -> ChunkSet {
+        let spec = JobSpec { geometry: cut(count), ..sample_spec() };
+        Plan::only(spec.geometry, (0..count).map(ChunkIndex::new)).to_copy()
+    }
+
+    fn cut(count: u32) -> Geometry {
+        let chunk_size = crate::geometry::ChunkSize::MIN;
+        Geometry::new(u64::from(count) * chunk_size.bytes(), chunk_size).unwrap()
+    }
+
+    /// Legs of one fan-out, with that much memory: a quarter of it may wait.
+    fn legs(count: usize, memory_chunks: u64) -> (Arc<Memory>, Vec<Hand>) {
+        let spec = JobSpec { geometry: cut(CHUNKS), ..sample_spec() };
+        let memory = Arc::new(Memory::new(memory_chunks * spec.geometry.chunk_size().bytes()));
+        let fans = Fans::default();
+        let join = |_| fans.join(&spec, &memory, all(CHUNKS));
+        let hands = (0..count).map(join).collect();
+        (memory, hands)
+    }
+
+    async fn chunk(memory: &Memory, index: u32) -> Arc<Chunk> {
+        let room = memory.reserve(1).await.unwrap();
+        let bytes = Bytes::from(vec![1; 64 << 10]);
+        Chunk::new(seal(cut(CHUNKS), ChunkIndex::new(index), bytes), room)
+    }
+
+    async fn turn(hand: &Hand, index: u32) -> Turn {
+        hand.turn(ChunkIndex::new(index), &CancellationToken::new()).await.unwrap()
+    }
+
+    /// Copies that chunk as a leg does; whether it had to read it.
+    async fn copies(memory: &Memory, hand: &Hand, index: u32) -> bool {
+        match turn(hand, index).await {
+            Turn::Read(claim) => {
+                claim.show(&chunk(memory, index).await);
+                true
+            }
+            Turn::Take(taking) => {
+                let taken = taking.taken().await;
+                assert!(matches!(taken, Taken::Chunk(_)), "{taken:?}");
+                false
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_one_reads_the_others_take_and_then_nothing_waits() {
+        let (memory, hands) = legs(3, 64);
+        for index in 0..CHUNKS {
+            for (n, hand) in hands.iter().enumerate() {
+                assert_eq!(copies(&memory, hand, index).await, n == 0, "chunk {index}, leg {n}");
+            }
+        }
+        assert!(hands[0].fan.table().slots.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_read_that_fails_is_made_by_those_who_wait_for_it() {
+        let (memory, hands) = legs(2, 64);
+        let Turn::Read(claim) = turn(&hands[0], 0).await else { panic!("nobody has read it") };
+        let Turn::Take(taking) = turn(&hands[1], 0).await else { panic!("it is being read") };
+        drop(claim);
+        assert!(matches!(taking.taken().await, Taken::Lost));
+        assert!(copies(&memory, &hands[1], 0).await);
+        // One that never ends is not waited for without end either.
+        let Turn::Read(_claim) = turn(&hands[0], 1).await else { panic!("nobody has read it") };
+        let Turn::Take(taking) = turn(&hands[1], 1).await else { panic!("it is being read") };
+        assert!(matches!(taking.taken().await, Taken::Late));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leg_that_stands_still_is_waited_for_a_moment_and_parted_from() {
+        let (memory, hands) = legs(3, 8);
+        let began = Instant::now();
+        for index in 0..CHUNKS {
+            assert!(copies(&memory, &hands[0], index).await);
+            assert!(!copies(&memory, &hands[1], index).await, "the two are together still");
+        }
+        assert!(began.elapsed() <= PATIENCE_FIRST * 2, "{:?}", began.elapsed());
+        assert!(began.elapsed() >= PATIENCE_FIRST, "it was not waited for");
+        assert!(copies(&memory, &hands[2], 0).await, "it reads for itself");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leg_that_has_caught_up_is_one_of_the_others_again() {
+        let mut table = Table::new(2);
+        let (one, two) = (table.join(all(CHUNKS)), table.join(all(CHUNKS)));
+        let keep = || Memory::new(1 << 30).keep(1);
+        for index in 0..4 {
+            assert!(matches!(table.ask(one, index, keep), Asked::Read(Some(_))));
+        }
+        table.part();
+        assert!(table.slots.is_empty());
+        assert!(matches!(table.ask(one, 4, keep), Asked::Read(None)), "nobody is waited for");
+        assert!(matches!(table.ask(two, 1, keep), Asked::Read(None)));
+        assert!(matches!(table.ask(one, 5, keep), Asked::Read(None)), "four behind");
+        assert!(matches!(table.ask(two, 3, keep), Asked::Read(None)));
+        assert!(matches!(table.ask(one, 6, keep), Asked::Read(Some(_))), "two behind");
+        let far = table.join(all(CHUNKS));
+        assert!(matches!(table.ask(one, 7, keep), Asked::Read(Some(_))));
+        assert!(!table.slots[&7].takers.contains(&far), "it has just begun");
+    }
+
+    #[test]
+    fn bytes_from_before_a_leg_joined_are_not_taken() {
+        let mut table = Table::new(100);
+        let (one, _two) = (table.join(all(CHUNKS)), table.join(all(CHUNKS)));
+        let keep = || Memory::new(1 << 30).keep(1);
+        assert!(matches!(table.ask(one, 0, keep), Asked::Read(Some(_))));
+        let three = table.join(all(CHUNKS));
+        assert!(matches!(table.ask(three, 0, keep), Asked::Read(None)), "begun before it came");
+        assert!(matches!(table.ask(one, 1, keep), Asked::Read(Some(_))));
+        assert!(matches!(table.ask(three, 1, keep), Asked::Take(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn legs_wait_for_each_other_at_the_start_and_not_for_ever() {
+        let (_memory, hands) = legs(2, 8);
+        let halt = CancellationToken::new();
+        let began = Instant::now();
+        hands[0].gather(2, &halt).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        hands[0].gather(3, &halt).await;
+        assert_eq!(began.elapsed(), GATHER_TIME);
+        halt.cancel();
+        hands[0].gather(3, &halt).await;
+        assert_eq!(began.elapsed(), GATHER_TIME, "halted");
+    }
+
+    #[test]
+    fn patience_is_spent_once_however_many_wait() {
+        let (mut patience, start) = (Patience::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(patience.begin(start, at(0)), PATIENCE_FIRST);
+        assert_eq!(patience.begin(start, at(500)), Duration::from_millis(550));
+        patience.end(at(600));
+        patience.end(at(800));
+        assert_eq!(patience.begin(start, at(10_000)), Duration::from_millis(2000 - 800));
+    }
+
+    proptest! {
+        /// Whatever the order of events: every leg comes by every chunk, what waits, waits for
+        /// somebody who is there and has not had it, and in the end nothing waits.
+        #[test]
+        fn every_leg_comes_by_every_chunk(
+            steps in proptest::collection::vec((0_u64..4, 0_u32..10), 0..200),
+            leave_count in 0_usize..4,
+        ) {
+            let mut table = Table::new(2);
+            let mut at: BTreeMap<u64, u32> = (0..4).map(|_| (table.join(all(CHUNKS)), 0)).collect();
+            let leave = Arc::new(tokio::sync::Semaphore::new(leave_count));
+            let rest = (0..4).flat_map(|id| (0..4 * CHUNKS).map(move |_| (id, 1)));
+            for (id, what) in steps.into_iter().chain(rest) {
+                match (what, at.get(&id).copied()) {
+                    (0, Some(_)) => {
+                        table.leave(id);
+                        at.remove(&id);
+                    }
+                    (9, Some(_)) => {
+                        let oldest = table.slots.iter().min_by_key(|(_, slot)| slot.number);
+                        if let Some((index, number)) = oldest.map(|(i, slot)| (*i, slot.number)) {
+                            table.give_up(index, number);
+                        }
+                    }
+                    (_, Some(index)) if index < CHUNKS => {
+                        let run = ChunkRun::new(ChunkIndex::new(index), 1);
+                        let keep = || leave.clone().try_acquire_owned().ok();
+                        let full = !(what == 1 && table.goes_alone(id, run))
+                            && matches!(table.ask(id, index, keep), Asked::Full);
+                        if full {
+                            let before = table.slots.len();
+                            table.part();
+                            prop_assert!(table.slots.len() < before, "it waits without end");
+                        } else {
+                            at.insert(id, index + 1);
+                        }
+                    }
+                    _ => {}
+                }
+                for (index, slot) in &table.slots {
+                    prop_assert!(!slot.takers.is_empty(), "chunk {index} waits for nobody");
+                    for taker in &slot.takers {
+                        prop_assert!(at.get(taker).is_some_and(|at| at <= index), "{taker} had it");
+                    }
+                }
+                prop_assert_eq!(leave.available_permits() + table.slots.len(), leave_count);
+            }
+            prop_assert!(at.values().all(|at| *at == CHUNKS), "{at:?}");
+            prop_assert!(table.slots.is_empty(), "{:?}", table.slots);
+        }
+    }
+}
