@@ -1,7 +1,7 @@
 //! The one way by which anything changes: decided, stored, shown, acted upon; and what an opening
 //! of the service goes on with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -126,7 +126,7 @@ impl Inner {
         changes.iter().for_each(|change| shown.apply(change));
         let begun: Vec<_> = begun.iter().filter_map(|job| shown.copy(*job).cloned()).collect();
         drop(shown);
-        begun.into_iter().for_each(|copy| self.begin(copy));
+        self.begin_together(begun);
         for change in &changes {
             let number = self.event_count.load(Ordering::Relaxed) + 1;
             if let Some(event) = Event::of(change, number, now) {
@@ -141,9 +141,19 @@ impl Inner {
         Ok(value)
     }
 
-    /// Puts a running copy on its way.
-    pub(crate) fn begin(self: &Arc<Self>, copy: Arc<Copy>) {
-        let leg = Arc::new(LegTask::new());
+    /// Puts running copies on their way. Those of one image have it read once for all of them.
+    fn begin_together(self: &Arc<Self>, copies: Vec<Arc<Copy>>) {
+        let mut legs: HashMap<Endpoint, u32> = HashMap::new();
+        copies.iter().for_each(|copy| *legs.entry(copy.source.clone()).or_default() += 1);
+        for copy in copies {
+            let legs = legs.get(&copy.source).copied().unwrap_or(1);
+            self.begin(copy, legs);
+        }
+    }
+
+    /// Puts a running copy on its way, as one of that many of its image that begin now.
+    pub(crate) fn begin(self: &Arc<Self>, copy: Arc<Copy>, legs: u32) {
+        let leg = Arc::new(LegTask::new(legs));
         self.legs().insert(copy.job, leg.clone());
         self.tasks.spawn(leg::run(self.clone(), copy, leg));
     }
@@ -187,7 +197,7 @@ impl Inner {
             let running = shown.copies().filter(|copy| copy.state == CopyState::Running);
             running.cloned().collect()
         };
-        running.into_iter().for_each(|copy| self.begin(copy));
+        self.begin_together(running);
         let deleting: Vec<_> = {
             let shown = self.shown();
             let deleting = shown.images().filter(|image| image.state == ImageState::Deleting);

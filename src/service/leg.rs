@@ -24,6 +24,8 @@ const ATTEMPTS_MAX: u32 = 5;
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How long a cancel that is decided waits for the last byte to go before it answers.
 const CLEAN_WAIT: Duration = Duration::from_millis(150);
+/// How often a cancel looks for a job that is about to begin or to end.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Between attempts to put an end on record.
 const RECORD_DELAY: Duration = Duration::from_secs(1);
 
@@ -32,27 +34,60 @@ const RECORD_DELAY: Duration = Duration::from_secs(1);
 pub(crate) struct LegTask {
     /// The engine's job, once it has one.
     pub(crate) job: watch::Sender<Option<Job>>,
+    /// How many copies of its image began with it.
+    legs: u32,
+    /// The engine is not being asked to take it in: between attempts.
+    rests: watch::Sender<bool>,
     /// Its task does nothing more.
     ended: CancellationToken,
-    /// It was cancelled: there is nothing to wait for.
-    cancelled: CancellationToken,
+    cancel: watch::Sender<Cancel>,
+}
+
+/// How far a cancel of a running copy has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cancel {
+    /// Nobody asks for one, or it could not be decided.
+    No,
+    /// It is being decided: what fails now waits for that.
+    Asked,
+    /// The copy is not tried again, however it ends.
+    Decided,
 }
 
 impl LegTask {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(legs: u32) -> Self {
         Self {
             job: watch::Sender::new(None),
+            legs,
+            rests: watch::Sender::new(false),
             ended: CancellationToken::new(),
-            cancelled: CancellationToken::new(),
+            cancel: watch::Sender::new(Cancel::No),
         }
+    }
+
+    /// Waits until no cancel is being decided; whether one was.
+    async fn is_cancelled(&self) -> bool {
+        let mut cancel = self.cancel.subscribe();
+        match cancel.wait_for(|cancel| *cancel != Cancel::Asked).await {
+            Ok(cancel) => *cancel == Cancel::Decided,
+            // Unreachable: the sender lives in `self`.
+            Err(_) => false,
+        }
+    }
+
+    /// Waits for a cancel to be asked for.
+    async fn is_asked(&self) {
+        let mut cancel = self.cancel.subscribe();
+        drop(cancel.wait_for(|cancel| *cancel != Cancel::No).await);
     }
 
     /// Waits until the engine has the job, or never will.
     async fn is_settled(&self) {
-        let mut job = self.job.subscribe();
+        let (mut job, mut rests) = (self.job.subscribe(), self.rests.subscribe());
         tokio::select! {
             biased;
             _known = job.wait_for(Option::is_some) => {}
+            _rests = rests.wait_for(|rests| *rests) => {}
             () = self.ended.cancelled() => {}
         }
     }
@@ -73,7 +108,10 @@ pub(crate) async fn run(inner: Arc<Inner>, copy: Arc<Copy>, leg: Arc<LegTask>) {
 async fn live(inner: &Arc<Inner>, copy: &Arc<Copy>, leg: &LegTask) {
     let mut attempt = 1;
     loop {
-        let error = match attempt_at(inner, copy, leg).await {
+        leg.rests.send_replace(false);
+        let outcome = attempt_at(inner, copy, leg).await;
+        leg.rests.send_replace(true);
+        let error = match outcome {
             Ok(JobOutcome::Committed(receipt)) => {
                 let image_bytes = receipt.image_bytes;
                 return put_on_record(inner, copy.job, Ending::Done { image_bytes }).await;
@@ -87,7 +125,7 @@ async fn live(inner: &Arc<Inner>, copy: &Arc<Copy>, leg: &LegTask) {
             Ok(JobOutcome::Failed { error, .. }) => error,
             Err(error) => Arc::new(error),
         };
-        if inner.is_closing() || leg.cancelled.is_cancelled() {
+        if inner.is_closing() || leg.is_cancelled().await {
             return;
         }
         let may_pass = error.is_retryable()
@@ -96,16 +134,22 @@ async fn live(inner: &Arc<Inner>, copy: &Arc<Copy>, leg: &LegTask) {
             return give_up(inner, copy, &error).await;
         }
         tokio::select! {
-            () = sleep(RETRY_DELAY * 2_u32.pow(attempt - 1)) => attempt += 1,
-            () = leg.cancelled.cancelled() => return,
+            () = sleep(RETRY_DELAY * 2_u32.pow(attempt - 1)) => {}
+            () = leg.is_asked() => if leg.is_cancelled().await {
+                return;
+            },
         }
+        attempt += 1;
     }
 }
 
 /// Starts the job, or goes on with it: the token makes it the same one.
 async fn attempt_at(inner: &Arc<Inner>, copy: &Copy, leg: &LegTask) -> Result<JobOutcome> {
     let encryption = encryption_of(inner, copy)?;
-    let options = CopyOptions::new().with_token(&*copy.engine_token).with_encryption(encryption);
+    let options = CopyOptions::new()
+        .with_token(&*copy.engine_token)
+        .with_encryption(encryption)
+        .with_legs(leg.legs);
     let request = CopyRequest::new(copy.source.clone(), copy.target.clone(), options);
     let job = inner.engine.copy(request).await?;
     debug_assert_eq!(job.id(), copy.job, "the engine numbers jobs by their token");
@@ -160,17 +204,22 @@ async fn put_on_record(inner: &Arc<Inner>, job: JobId, ending: Ending) {
 pub(crate) async fn cancel(inner: Arc<Inner>, job: JobId, target: Endpoint) -> Answer<()> {
     let leg = inner.legs().get(&job).cloned();
     if let Some(leg) = &leg {
-        // What fails from now on is not tried again.
-        leg.cancelled.cancel();
+        // What fails from now on is not tried again before this is decided.
+        leg.cancel.send_replace(Cancel::Asked);
         // While the engine takes it in there is nothing yet that could be cancelled.
         leg.is_settled().await;
     }
     let region = inner.engine.region(&target.region)?;
     let mut vote = region.cancel(job, &target.image).await;
-    if let (Ok(Vote::Unknown), Some(leg)) = (&vote, &leg) {
-        // It ends at this moment, or never began: its own task puts an end on record, if it is one.
-        leg.ended.cancelled().await;
+    while let (Ok(Vote::Unknown), Some(leg)) = (&vote, &leg) {
+        // It ends at this moment, is about to begin, or never will: its own task puts an end on
+        // record, if it is one.
+        leg.cancel.send_replace(Cancel::Decided);
+        let ended = timeout(LOOK_AGAIN, leg.ended.cancelled()).await.is_ok();
         vote = region.cancel(job, &target.image).await;
+        if ended {
+            break;
+        }
     }
     let ending = match vote {
         Ok(Vote::Cancelled { .. } | Vote::Unknown) => Ending::Cancelled,
@@ -179,10 +228,13 @@ pub(crate) async fn cancel(inner: Arc<Inner>, job: JobId, target: Endpoint) -> A
             Ending::Done { image_bytes: known.unwrap_or(0) }
         }
         Err(error) => {
-            inner.begin_again(job, leg.as_deref()).await;
+            inner.go_on_with(job, leg.as_deref()).await;
             return Err(error.into());
         }
     };
+    if let Some(leg) = &leg {
+        leg.cancel.send_replace(Cancel::Decided);
+    }
     let state = inner.settle(job, ending).await?;
     if state == Some(CopyState::Cancelled) {
         let cleaner = inner.clone();
@@ -194,21 +246,18 @@ pub(crate) async fn cancel(inner: Arc<Inner>, job: JobId, target: Endpoint) -> A
 }
 
 impl Inner {
-    /// Goes on with a copy that a cancel has stopped without deciding anything.
-    async fn begin_again(self: &Arc<Self>, job: JobId, leg: Option<&LegTask>) {
-        if let Some(leg) = leg
-            && !leg.ended.is_cancelled()
-            && leg.job.borrow().as_ref().is_some_and(|job| job.outcome().is_none())
-        {
-            // It runs, and tries nothing again should it fail: the next opening does.
-            return;
-        }
+    /// Goes on with a copy whose cancel could not be decided.
+    async fn go_on_with(self: &Arc<Self>, job: JobId, leg: Option<&LegTask>) {
         if let Some(leg) = leg {
+            if leg.cancel.send_replace(Cancel::No) == Cancel::Asked {
+                // Its own task does, or ends it as if nobody had asked.
+                return;
+            }
             leg.ended.cancelled().await;
         }
         let running = self.shown().copy(job).filter(|c| c.state == CopyState::Running).cloned();
         if let Some(copy) = running.filter(|_| !self.is_closing()) {
-            self.begin(copy);
+            self.begin(copy, 1);
         }
     }
 }

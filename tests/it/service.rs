@@ -2,16 +2,19 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use blockferry::engine::{CopyRequest, Engine};
 use blockferry::job::Endpoint;
 use blockferry::options::{EngineOptions, Limits};
-use blockferry::region::DirRegion;
+use blockferry::region::{DirRegion, Region};
 use blockferry::service::{
     Answer, Caller, CopyOrder, Image, ImageKind, ImageService, ImageState, Leg, Rules,
     ServiceOptions, ServiceRegion, Stage, Token,
 };
+use blockferry::testing::{Hook, Hooked, Point};
+use blockferry::{Error, ErrorKind};
 use tokio::time::{sleep, timeout};
 
 use crate::world::{
@@ -32,10 +35,19 @@ async fn world(images: usize) -> World {
 }
 
 async fn open_with(world: &World, copies_max: usize) -> ImageService {
+    open_over(world, copies_max, |place| place).await
+}
+
+/// Over folders as `dressed` shows them.
+async fn open_over(
+    world: &World,
+    copies_max: usize,
+    dressed: impl Fn(Arc<dyn Region>) -> Arc<dyn Region>,
+) -> ImageService {
     let state = world.path("daemon");
     let mut options = ServiceOptions::new(&state);
     for name in ["a", "b"] {
-        let place = Arc::new(DirRegion::open_root(world.path(name)).unwrap());
+        let place = dressed(Arc::new(DirRegion::open_root(world.path(name)).unwrap()));
         let place = ServiceRegion::new(place).with_copies_max(copies_max);
         options = options.with_region(region(name), place);
     }
@@ -300,6 +312,60 @@ async fn of_a_cancel_and_the_end_one_wins_and_both_know_it() {
     assert_eq!(cancelled + finished, 60);
     until("nothing is left", || world.leftovers("b").is_empty()).await;
     world.assert_empty("b");
+}
+
+/// Nothing was decided, so it goes on as if nobody had asked: also to its failure.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_that_could_not_be_decided_leaves_the_copy_as_it_was() {
+    for fails in [true, false] {
+        let world = world(1).await;
+        let no_cancel = Arc::new(AtomicBool::new(true));
+        let no_write = Arc::new(AtomicBool::new(false));
+        let hook: Hook = {
+            let (no_cancel, no_write) = (no_cancel.clone(), no_write.clone());
+            Arc::new(move |point: Point| {
+                let out = match point.operation {
+                    "cancel" => no_cancel.load(Relaxed),
+                    "write" => no_write.load(Relaxed),
+                    _ => false,
+                };
+                if out { Err(Error::new(ErrorKind::Io, "a disk that is out")) } else { Ok(()) }
+            })
+        };
+        let dressed = |place| Arc::new(Hooked::new(place, hook.clone())) as Arc<dyn Region>;
+        let service = open_over(&world, 5, dressed).await;
+        service.put_image(Image::new(region("a"), image("s0"), "p")).await.unwrap();
+        slow(&service);
+        let leg = start(&service, "a/s0", "b/t0").await;
+        until_stage(&service, &leg, Stage::Copying).await;
+        assert_eq!(cancel(&service, &leg.target).await, "failed");
+        no_cancel.store(false, Relaxed);
+        no_write.store(fails, Relaxed);
+        fast(&service);
+        let end = if fails { Stage::Failed } else { Stage::Done };
+        until_stage(&service, &leg, end).await;
+        if !fails {
+            assert_copied(&world, "a/s0", "b/t0");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fan_out_reads_its_source_once() {
+    let world = world(1).await;
+    let service = open(&world, 1).await;
+    let mut fan =
+        CopyOrder::new(end("a/s0"), vec![end("a/t0"), end("b/t0")], Rules::HUAWEI_IN_REGION);
+    fan.name = "fan".into();
+    let legs = service.start(&caller(), fan).await.unwrap();
+    let mut read = 0;
+    for leg in &legs {
+        until_stage(&service, leg, Stage::Done).await;
+        assert_copied(&world, "a/s0", &leg.target.to_string());
+        let receipt = service.engine().show(leg.job).await.unwrap().receipt.unwrap();
+        read += receipt.read_bytes;
+    }
+    assert_eq!(read, IMAGE_BYTES);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
