@@ -424,7 +424,7 @@ async fn a_copy_by_alibaba_s_calls_from_start_to_cancel() {
         let params =
             [("Action", "DeleteImage"), ("RegionId", at), ("ImageId", image), ("Force", "true")];
         let (status, told) = lab.alibaba(&params).await;
-        assert_eq!((status, told["Message"].as_str()), (403, Some("The image is coping.")));
+        assert_eq!((status, told["Message"].as_str()), (403, Some("The Image is coping.")));
     }
     let cancel = [("Action", "CancelCopyImage"), ("RegionId", "b"), ("ImageId", id)];
     let (status, told) = lab.alibaba(&cancel).await;

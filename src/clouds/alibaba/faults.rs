@@ -100,10 +100,13 @@ pub(super) const FINISHED: Fault =
     fault(400, "IncorrectImageStatus", "The image copy has completed.");
 pub(super) const HAD_FAILED: Fault =
     fault(400, "IncorrectImageStatus", "The Image copy has been failed.");
+/// The page of this call says less than that of copies.
+const CANCEL_INTERNAL: Fault =
+    fault(500, "InternalError", "The request processing has failed due to some unknown error.");
 
 // DeleteImage.
 pub(super) const BEING_COPIED: Fault =
-    fault(403, "OperationDenied.ImageCopying", "The image is coping.");
+    fault(403, "OperationDenied.ImageCopying", "The Image is coping.");
 /// \[C\] the text; the code is that of resources of others.
 pub(super) const FORBIDDEN: Fault =
     fault(403, "Forbbiden", "User not authorized to operate on the specified resource.");
@@ -225,7 +228,7 @@ pub(super) fn of_cancel(refusal: &Refusal) -> Fault {
         Refusal::NotACopy | Refusal::NotOwn => NOT_A_COPY,
         Refusal::Finished => FINISHED,
         Refusal::HadFailed => HAD_FAILED,
-        _ => INTERNAL,
+        _ => CANCEL_INTERNAL,
     }
 }
 

@@ -154,7 +154,7 @@ def basic(daemon, sdk, number):
     check(tell("an image that is being copied is seen only when asked for"), sdk.describe(SH, ImageId=new) == [])
     told = sdk.delete(SH, new)
     check(tell("an image that is being copied is not deleted"),
-          told == (403, "OperationDenied.ImageCopying", "The image is coping."), told)
+          told == (403, "OperationDenied.ImageCopying", "The Image is coping."), told)
     told = sdk.delete(HZ, source)
     check(tell("nor is one that is being read"), told[:2] == (403, "OperationDenied.ImageCopying"), told)
     began = time.monotonic()
