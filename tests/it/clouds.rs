@@ -1,6 +1,8 @@
 //! The three dialects over a real service: signed requests in, the vendors' words out; and the door
 //! that lets them in.
 
+mod errors;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -11,9 +13,9 @@ use blockferry::clouds::{
     Secret, serve_admin,
 };
 use blockferry::engine::Engine;
+use blockferry::options::EngineOptions;
 #[cfg(feature = "encrypt")]
 use blockferry::options::{CopyOptions, Encryption};
-use blockferry::options::{EngineOptions, Limits};
 use blockferry::region::DirRegion;
 #[cfg(feature = "encrypt")]
 use blockferry::service::ImageState;
@@ -25,7 +27,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{KIB, MIB, PATIENCE, World, image, noise, region};
+use crate::world::{MIB, PATIENCE, World, image, noise, rate, region};
 #[cfg(feature = "encrypt")]
 use crate::world::{committed, request};
 
@@ -33,6 +35,7 @@ const KEY: &str = "AKIDTEST";
 const SECRET: &str = "a-secret";
 const HOST: &str = "127.0.0.1:1";
 const SOURCE: &str = "30e55148-0000-4000-8000-0000000000a1";
+const SECOND: &str = "30e55148-0000-4000-8000-0000000000a2";
 
 /// Region `a` with images of all kinds, region `b` empty; key [`KEY`] of project `p`.
 struct Lab {
@@ -77,7 +80,7 @@ impl Lab {
         let service = ImageService::open(own, of_service).await.unwrap();
         for (id, project, kind, shared) in [
             (SOURCE, "p", ImageKind::Custom, ""),
-            ("second", "p", ImageKind::Custom, ""),
+            (SECOND, "p", ImageKind::Custom, ""),
             ("system", "vendor", ImageKind::System, ""),
             ("iso", "p", ImageKind::Iso, ""),
             ("shared", "q", ImageKind::Custom, "p"),
@@ -91,17 +94,14 @@ impl Lab {
             service.put_image(known).await.unwrap();
         }
         let mut keys = Keys::new();
-        let star = vec!["*".to_owned()];
-        let caller =
-            Caller { project: "p".into(), key: KEY.into(), regions: star.clone(), images: star };
-        keys.add(AccessKey { secret: Secret::new(SECRET), caller }).unwrap();
+        keys.add(AccessKey { secret: Secret::new(SECRET), caller: caller() }).unwrap();
         let api = Arc::new(Api::new(Arc::new(service), keys, options));
         Self { world, api }
     }
 
+    /// So slow that no copy to `b` ends.
     fn slow(&self) {
-        let limits = Limits::NONE.with_bytes_per_sec(128 * KIB);
-        self.api.service().engine().limit_region(&region("b"), limits).unwrap();
+        self.api.service().engine().limit_region(&region("b"), rate(1)).unwrap();
     }
 
     async fn alibaba(&self, params: &[(&str, &str)]) -> (u16, Value) {
@@ -115,6 +115,11 @@ impl Lab {
     async fn huawei(&self, at: &str, method: &str, target: &str, body: &str) -> (u16, Value) {
         told(self.api.answer(&Face::Huawei(region(at)), &sdk(method, target, body)).await)
     }
+}
+
+fn caller() -> Caller {
+    let star = vec!["*".to_owned()];
+    Caller { project: "p".into(), key: KEY.into(), regions: star.clone(), images: star }
 }
 
 fn told(reply: Reply) -> (u16, Value) {
@@ -399,13 +404,13 @@ async fn a_copy_by_alibaba_s_calls_from_start_to_cancel() {
     let (status, again) = lab.alibaba(&copy(&named)).await;
     assert_eq!((status, &again["ImageId"]), (200, &first["ImageId"]));
     assert_ne!(again["RequestId"], first["RequestId"]);
-    let other = [("ClientToken", "t"), ("ImageId", "second")];
+    let other = [("ClientToken", "t"), ("ImageId", SECOND)];
     let (status, told) = lab.alibaba(&copy(&other)).await;
     assert_eq!((status, told["Code"].as_str()), (400, Some("IdempotentParameterMismatch")));
     let (_, told) = lab.alibaba(&copy(&[])).await;
     assert_eq!(told["Code"], "OperationDenied.ImageCopyConflict");
     let (_, told) =
-        lab.alibaba(&copy(&[("ImageId", "second"), ("DestinationImageName", "镜像-1")])).await;
+        lab.alibaba(&copy(&[("ImageId", SECOND), ("DestinationImageName", "镜像-1")])).await;
     assert_eq!(told["Code"], "InvalidImageName.Duplicated");
     let describe = |status: &'static str| {
         let mut params = vec![("Action", "DescribeImages"), ("RegionId", "b"), ("ImageId", id)];
@@ -588,7 +593,7 @@ async fn a_copy_by_huawei_s_calls_and_our_own_cancel() {
 impl Lab {
     /// Waits until the image is there in full; the key it is under, as its region says.
     async fn key_of(&self, at: &str, id: &str) -> Option<String> {
-        let caller = self.caller();
+        let caller = caller();
         let available = timeout(PATIENCE, async {
             loop {
                 let view = self.api.service().image(&caller, &region(at), &image(id)).unwrap();
@@ -614,11 +619,6 @@ impl Lab {
             assert!(opened.read_at(whole).await.unwrap() == clear);
         }
         told
-    }
-
-    fn caller(&self) -> Caller {
-        let star = vec!["*".to_owned()];
-        Caller { project: "p".into(), key: KEY.into(), regions: star.clone(), images: star }
     }
 
     /// An encrypted image of region `a` that the service knows.
@@ -761,15 +761,16 @@ async fn huawei_takes_another_key_and_lets_no_encrypted_image_leave_its_region()
     assert_eq!(told["error"]["message"], "The operation is not supported.");
 }
 
-/// A door on a free port, with short patience.
-async fn door(lab: &Lab, log: Option<mpsc::Sender<String>>) -> (SocketAddr, CancellationToken) {
-    let limits = DoorLimits::default()
-        .with_connections_max(4)
-        .with_times(Duration::from_millis(600), Duration::from_millis(300));
+/// A door of that cloud on a free port.
+async fn door(
+    lab: &Lab,
+    face: Face,
+    limits: DoorLimits,
+    log: Option<mpsc::Sender<String>>,
+) -> (SocketAddr, CancellationToken) {
     let closing = CancellationToken::new();
     let address = "127.0.0.1:0".parse().unwrap();
-    let api = lab.api.clone();
-    let door = Door::bind(address, None, Face::Alibaba, api, limits, log, Arc::default());
+    let door = Door::bind(address, None, face, lab.api.clone(), limits, log, Arc::default());
     let door = door.await.unwrap();
     let address = door.address().unwrap();
     tokio::spawn(door.serve(closing.clone()));
@@ -799,7 +800,10 @@ fn on_the_wire(request: &Request) -> Vec<u8> {
 async fn what_is_too_long_too_slow_or_no_request_costs_little_and_disturbs_nobody() {
     let lab = Lab::new().await;
     let (log, mut lines) = mpsc::channel(100);
-    let (address, closing) = door(&lab, Some(log)).await;
+    let limits = DoorLimits::default()
+        .with_connections_max(4)
+        .with_times(Duration::from_millis(600), Duration::from_millis(300));
+    let (address, closing) = door(&lab, Face::Alibaba, limits, Some(log)).await;
     let good = on_the_wire(&rpc(&[("Action", "DescribeRegions")]));
     let told = exchange(address, &good).await;
     assert!(told.starts_with("HTTP/1.1 200") && told.contains("\"RegionId\":\"a\""), "{told}");
