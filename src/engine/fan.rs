@@ -97,6 +97,11 @@ impl Fans {
 }
 
 impl Fan {
+    fn done(&self, id: u64, index: u32) {
+        self.table().done(id, index);
+        self.changed.notify_waiters();
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -154,12 +159,13 @@ impl Hand {
             match asked {
                 Asked::Take(chunk) => {
                     self.fan.changed.notify_waiters();
-                    return Some(Turn::Take(Taking(chunk)));
+                    let (fan, id) = (self.fan.clone(), self.id);
+                    return Some(Turn::Take(Taking { fan, id, index: index.get(), chunk }));
                 }
                 Asked::Read(show) => {
                     self.fan.changed.notify_waiters();
-                    let fan = self.fan.clone();
-                    return Some(Turn::Read(Claim { fan, index: index.get(), show }));
+                    let (fan, id) = (self.fan.clone(), self.id);
+                    return Some(Turn::Read(Claim { fan, id, index: index.get(), show }));
                 }
                 Asked::Full => {}
             }
@@ -195,7 +201,12 @@ impl Drop for Hand {
 
 /// A chunk that another leg has read or is reading.
 #[derive(Debug)]
-pub(crate) struct Taking(watch::Receiver<Option<Arc<Chunk>>>);
+pub(crate) struct Taking {
+    fan: Arc<Fan>,
+    id: u64,
+    index: u32,
+    chunk: watch::Receiver<Option<Arc<Chunk>>>,
+}
 
 /// What came of waiting for a chunk.
 #[derive(Debug)]
@@ -209,11 +220,16 @@ pub(crate) enum Taken {
 
 impl Taking {
     pub(crate) async fn taken(mut self) -> Taken {
-        match timeout(HANDING_TIME, self.0.wait_for(Option::is_some)).await {
+        let taken = match timeout(HANDING_TIME, self.chunk.wait_for(Option::is_some)).await {
             Ok(Ok(chunk)) => chunk.clone().map_or(Taken::Lost, Taken::Chunk),
             Ok(Err(_)) => Taken::Lost,
             Err(_) => Taken::Late,
+        };
+        // Who has lost it asks again, and others still read it for them.
+        if !matches!(taken, Taken::Lost) {
+            self.fan.done(self.id, self.index);
         }
+        taken
     }
 }
 
@@ -221,6 +237,7 @@ impl Taking {
 #[derive(Debug)]
 pub(crate) struct Claim {
     fan: Arc<Fan>,
+    id: u64,
     index: u32,
     show: Option<(u64, watch::Sender<Option<Arc<Chunk>>>)>,
 }
@@ -230,6 +247,7 @@ impl Claim {
     pub(crate) fn show(mut self, chunk: &Arc<Chunk>) {
         if let Some((_, show)) = self.show.take() {
             show.send_replace(Some(chunk.clone()));
+            self.fan.done(self.id, self.index);
         }
     }
 }
@@ -285,7 +303,7 @@ struct Table {
 
 #[derive(Debug)]
 struct Leg {
-    /// What it has not asked for yet.
+    /// What it has not come by yet.
     needs: ChunkSet,
     /// The chunk that it asked for last.
     at: u32,
@@ -367,7 +385,7 @@ impl Table {
     fn ask(&mut self, id: u64, index: u32, keep: impl FnOnce() -> Option<Room>) -> Asked {
         self.step(id, index);
         let Some(leg) = self.legs.get(&id) else { return Asked::Read(None) };
-        let asked = match self.slots.get_mut(&index) {
+        match self.slots.get_mut(&index) {
             Some(slot) if slot.number >= leg.claims_before => {
                 slot.takers.remove(&id);
                 let chunk = slot.chunk.clone();
@@ -377,35 +395,45 @@ impl Table {
                 Asked::Take(chunk)
             }
             // It was begun before we were here.
-            Some(_) => Asked::Read(None),
-            None => self.ask_to_read(self.takers(id, index), index, keep),
-        };
-        // Order: while one waits for leave, another may still read it for us.
-        if !matches!(asked, Asked::Full)
-            && let Some(leg) = self.legs.get_mut(&id)
-        {
-            leg.needs.remove(index);
+            Some(_) => self.read_for_oneself(id, index),
+            None => self.ask_to_read(id, index, keep),
         }
-        asked
     }
 
-    fn ask_to_read(
-        &mut self,
-        takers: BTreeSet<u64>,
-        index: u32,
-        keep: impl FnOnce() -> Option<Room>,
-    ) -> Asked {
+    fn ask_to_read(&mut self, id: u64, index: u32, keep: impl FnOnce() -> Option<Room>) -> Asked {
+        let takers = self.takers(id, index);
         if takers.is_empty() {
-            return Asked::Read(None);
+            return self.read_for_oneself(id, index);
         }
         let Some(leave) = keep() else {
             // What other fan-outs keep is nothing that we could wait for.
-            return if self.slots.is_empty() { Asked::Read(None) } else { Asked::Full };
+            return match self.slots.is_empty() {
+                true => self.read_for_oneself(id, index),
+                false => Asked::Full,
+            };
         };
         let (number, (show, chunk)) = (self.claims, watch::channel(None));
         self.claims += 1;
         self.slots.insert(index, Slot { number, takers, chunk, _leave: leave });
         Asked::Read(Some((number, show)))
+    }
+
+    fn read_for_oneself(&mut self, id: u64, index: u32) -> Asked {
+        self.done(id, index);
+        Asked::Read(None)
+    }
+
+    /// That leg has the chunk, or comes by it without the others.
+    fn done(&mut self, id: u64, index: u32) {
+        if let Some(leg) = self.legs.get_mut(&id) {
+            leg.needs.remove(index);
+        }
+        if let Some(slot) = self.slots.get_mut(&index) {
+            slot.takers.remove(&id);
+            if slot.takers.is_empty() {
+                self.slots.remove(&index);
+            }
+        }
     }
 
     fn give_up(&mut self, index: u32, number: u64) {
@@ -534,20 +562,36 @@ mod tests {
     async fn a_leg_that_has_caught_up_is_one_of_the_others_again() {
         let mut table = Table::new(2);
         let (one, two) = (table.join(all(CHUNKS)), table.join(all(CHUNKS)));
-        let keep = || Memory::new(1 << 30).keep(1);
-        for index in 0..4 {
-            assert!(matches!(table.ask(one, index, keep), Asked::Read(Some(_))));
-        }
+        let reads_for_others = |table: &mut Table, id, index| {
+            let asked = table.ask(id, index, || Memory::new(1 << 30).keep(1));
+            table.done(id, index);
+            matches!(asked, Asked::Read(Some(_)))
+        };
+        assert!((0..4).all(|index| reads_for_others(&mut table, one, index)));
         table.part();
         assert!(table.slots.is_empty());
-        assert!(matches!(table.ask(one, 4, keep), Asked::Read(None)), "nobody is waited for");
-        assert!(matches!(table.ask(two, 1, keep), Asked::Read(None)));
-        assert!(matches!(table.ask(one, 5, keep), Asked::Read(None)), "four behind");
-        assert!(matches!(table.ask(two, 3, keep), Asked::Read(None)));
-        assert!(matches!(table.ask(one, 6, keep), Asked::Read(Some(_))), "two behind");
+        assert!(!reads_for_others(&mut table, one, 4), "nobody is waited for");
+        assert!(!reads_for_others(&mut table, two, 1));
+        assert!(!reads_for_others(&mut table, one, 5), "four behind");
+        assert!(!reads_for_others(&mut table, two, 3));
+        assert!(reads_for_others(&mut table, one, 6), "two behind");
         let far = table.join(all(CHUNKS));
-        assert!(matches!(table.ask(one, 7, keep), Asked::Read(Some(_))));
+        assert!(reads_for_others(&mut table, one, 7));
         assert!(!table.slots[&7].takers.contains(&far), "it has just begun");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_read_that_fails_is_still_made_once_for_all() {
+        let (memory, hands) = legs(3, 64);
+        let Turn::Read(claim) = turn(&hands[0], 0).await else { panic!("nobody has read it") };
+        let Turn::Take(taking) = turn(&hands[1], 0).await else { panic!("it is being read") };
+        drop(claim);
+        assert!(matches!(taking.taken().await, Taken::Lost));
+        let again = [&hands[1], &hands[0], &hands[2]];
+        for (n, hand) in again.into_iter().enumerate() {
+            assert_eq!(copies(&memory, hand, 0).await, n == 0, "leg {n}");
+        }
+        assert!(hands[0].fan.table().slots.is_empty());
     }
 
     #[test]
@@ -614,14 +658,27 @@ mod tests {
                     (_, Some(index)) if index < CHUNKS => {
                         let run = ChunkRun::new(ChunkIndex::new(index), 1);
                         let keep = || leave.clone().try_acquire_owned().ok();
-                        let full = !(what == 1 && table.goes_alone(id, run))
-                            && matches!(table.ask(id, index, keep), Asked::Full);
-                        if full {
-                            let before = table.slots.len();
-                            table.part();
-                            prop_assert!(table.slots.len() < before, "it waits without end");
-                        } else {
+                        if what == 1 && table.goes_alone(id, run) {
                             at.insert(id, index + 1);
+                            continue;
+                        }
+                        match table.ask(id, index, keep) {
+                            Asked::Full => {
+                                let before = table.slots.len();
+                                table.part();
+                                prop_assert!(table.slots.len() < before, "it waits without end");
+                            }
+                            // A read that fails is made again.
+                            Asked::Read(Some((number, _))) if what == 8 => {
+                                table.give_up(index, number);
+                            }
+                            Asked::Read(Some(_)) | Asked::Take(_) => {
+                                table.done(id, index);
+                                at.insert(id, index + 1);
+                            }
+                            Asked::Read(None) => {
+                                at.insert(id, index + 1);
+                            }
                         }
                     }
                     _ => {}
