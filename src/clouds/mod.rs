@@ -17,7 +17,8 @@
 //!
 //! What a signature does not cover cannot be trusted without TLS: bce-auth-v1 signs no body, and
 //! neither it nor SDK-HMAC-SHA256 has a nonce, so that who can listen can repeat a request while it
-//! is good. Alibaba's nonces are remembered while they are good, but not beyond a restart.
+//! is good. Alibaba's nonces are remembered while they are good, but not beyond a restart: after
+//! one, a CopyImage that is sent again is told of the copy that it has started.
 
 pub(crate) mod alibaba;
 mod api;

@@ -457,6 +457,23 @@ async fn what_was_signed_once_is_taken_once_and_not_too_often() {
     assert_eq!(lab.api.answer(&Face::Alibaba, &request).await.status, 200);
     let again = lab.api.answer(&Face::Alibaba, &request).await;
     assert_eq!((again.status, again.code), (400, "SignatureNonceUsed"));
+    // A daemon that has restarted remembers no nonce, and still makes no second copy.
+    let copy = rpc(&[
+        ("Action", "CopyImage"),
+        ("RegionId", "a"),
+        ("ImageId", SOURCE),
+        ("DestinationRegionId", "b"),
+        ("_nonce", "once"),
+    ]);
+    let made = told(lab.api.answer(&Face::Alibaba, &copy).await);
+    assert_eq!(made.0, 200, "{}", made.1);
+    let mut keys = Keys::new();
+    keys.add(AccessKey { secret: Secret::new(SECRET), caller: caller() }).unwrap();
+    let restarted = Api::new(lab.api.service().clone(), keys, ApiOptions::default());
+    let again = told(restarted.answer(&Face::Alibaba, &copy).await);
+    assert_eq!((again.0, &again.1["ImageId"]), (200, &made.1["ImageId"]));
+    let other = told(restarted.answer(&Face::Alibaba, &copy).await);
+    assert_eq!(other.1["Code"], "SignatureNonceUsed");
     let mut throttled = 0;
     for _ in 0..200 {
         let reply = lab.api.answer(&Face::Alibaba, &rpc(&[("Action", "DescribeRegions")])).await;

@@ -37,15 +37,14 @@ pub(super) async fn copy_image(
     api: &Api,
     caller: &Caller,
     asked: &Parameters,
+    nonce: &str,
 ) -> Result<Value, Fault> {
     let region = asked.mandatory("RegionId")?;
     let image = asked.mandatory("ImageId")?;
-    let token = token(caller, asked)?;
-    if let Some(token) = &token {
-        let legs = api.service.replayed(token).map_err(|told| faults::of_copy(&told))?;
-        if let Some(leg) = legs.as_ref().and_then(|legs| legs.first()) {
-            return Ok(json!({"ImageId": leg.target.image.as_str()}));
-        }
+    let token = token(caller, asked, nonce)?;
+    let legs = api.service.replayed(&token).map_err(|told| faults::of_copy(&told))?;
+    if let Some(leg) = legs.as_ref().and_then(|legs| legs.first()) {
+        return Ok(json!({"ImageId": leg.target.image.as_str()}));
     }
     let known = api.service.regions(caller);
     let region: RegionName = region.parse().map_err(|_| faults::SOURCE_REGION)?;
@@ -70,7 +69,7 @@ pub(super) async fn copy_image(
     let mut order = CopyOrder::new(source, vec![Endpoint::new(to, new.clone())], Rules::ALIBABA);
     let Wanted { name, description, tags, key } = Wanted::read(asked)?;
     (order.name, order.description, order.tags, order.key) = (name, description, tags, key);
-    order.token = token;
+    order.token = Some(token);
     if asked.boolean("DryRun")? {
         let checked = api.service.check(caller, &order);
         return Err(checked.map_or_else(|told| faults::of_copy(&told), |()| faults::DRY_RUN));
@@ -80,9 +79,20 @@ pub(super) async fn copy_image(
     Ok(json!({"ImageId": made.as_str()}))
 }
 
-fn token(caller: &Caller, asked: &Parameters) -> Result<Option<Token>, Fault> {
-    let Some(text) = asked.find("ClientToken") else { return Ok(None) };
-    alibaba_token(text).map_err(|_| faults::invalid("ClientToken"))?;
+/// The caller's token. Without one it is the nonce: who sends the same request once more when that
+/// is not remembered, after a restart, is told of the same copy and starts no other.
+fn token(caller: &Caller, asked: &Parameters, nonce: &str) -> Result<Token, Fault> {
+    // A token is of one account and one call. [C]
+    let (scope, text) = match asked.find("ClientToken") {
+        Some(text) => {
+            alibaba_token(text).map_err(|_| faults::invalid("ClientToken"))?;
+            (format!("alibaba CopyImage {}", caller.project), text.to_owned())
+        }
+        None => {
+            let digest = blake3::hash(nonce.as_bytes()).to_hex().to_string();
+            (format!("alibaba CopyImage nonce {}", caller.key), digest)
+        }
+    };
     let mut pairs: Vec<_> = asked.all().filter(|(name, _)| !NOT_ASKED.contains(name)).collect();
     pairs.sort_unstable();
     let mut hasher = blake3::Hasher::new();
@@ -92,9 +102,7 @@ fn token(caller: &Caller, asked: &Parameters) -> Result<Option<Token>, Fault> {
             hasher.update(part.as_bytes());
         }
     }
-    // A token is of one account and one call. [C]
-    let scope = format!("alibaba CopyImage {}", caller.project);
-    Ok(Some(Token { scope, text: text.to_owned(), request: *hasher.finalize().as_bytes() }))
+    Ok(Token { scope, text, request: *hasher.finalize().as_bytes() })
 }
 
 /// Region and image of a call that names one image.

@@ -47,7 +47,11 @@ pub(crate) async fn answer(api: &Api, request: &Request, id: &str) -> Reply {
         let fault = faults::of_trouble(Trouble::Malformed);
         return fault_reply(shape, &fault, host, id, call, key);
     };
-    let answered = call_of(api, call, &entry, &parameters).await;
+    let nonce = match scheme {
+        Scheme::AlibabaAcs3 => request.header("x-acs-signature-nonce"),
+        _ => parameters.find("SignatureNonce"),
+    };
+    let answered = call_of(api, call, &entry, &parameters, nonce.unwrap_or_default()).await;
     match answered {
         Ok(mut fields) => {
             fields["RequestId"] = id.into();
@@ -74,9 +78,10 @@ async fn call_of(
     call: &str,
     entry: &Entry,
     parameters: &Parameters,
+    nonce: &str,
 ) -> Result<Value, Fault> {
     match call {
-        "CopyImage" => calls::copy_image(api, &entry.caller, parameters).await,
+        "CopyImage" => calls::copy_image(api, &entry.caller, parameters, nonce).await,
         "CancelCopyImage" => calls::cancel_copy_image(api, &entry.caller, parameters).await,
         "DescribeImages" => calls::describe_images(api, &entry.caller, parameters),
         "DeleteImage" => calls::delete_image(api, &entry.caller, parameters).await,
