@@ -154,9 +154,11 @@ pub struct CopyOptions {
     pub attributes: BTreeMap<String, String>,
     /// Whether the new image is encrypted where it lies.
     pub encryption: Encryption,
-    /// How many copies of the same image are started together, this one among them. What one of
-    /// them reads and hashes, the others take from memory; each commits, fails or is cancelled on
-    /// its own. It is no part of the request that a token stands for, nor of what a job records.
+    /// How many copies of the same image are started together, this one among them; 0 and 1: it is
+    /// alone. What one of them reads and hashes, the others take from memory, where they are cut in
+    /// chunks of the same size; each commits, lags, fails or is cancelled on its own. At their start
+    /// they wait for each other, five seconds at most. It is no part of the request that a token
+    /// stands for, nor of what a job records: a resume without the token goes alone.
     pub legs: u32,
 }
 

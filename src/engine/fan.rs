@@ -2,13 +2,14 @@
 //!
 //! Whoever comes to a chunk first reads it for all who will need it, and it waits in memory until
 //! they have come. There is leave for a few such chunks only; where it is used up, those in front
-//! wait for those behind, but not for long: a leg that is slow or hangs is parted from the others,
-//! reads for itself, and is one of them again once it is near.
+//! wait for those behind, but not for long: then they part from a leg that is slow or hangs. It reads
+//! for itself, or with those who are as slow, until it is near again.
 //!
 //! A leg takes only what was begun to be read after it had joined, so it never gets bytes from
 //! before it was asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -27,9 +28,11 @@ const GATHER_TIME: Duration = Duration::from_secs(5);
 /// What a leg spends on waiting for those behind: so much, and that part of its time so far.
 const PATIENCE_FIRST: Duration = Duration::from_secs(1);
 const PATIENCE_PART: u32 = 10;
-/// How long one waits for a chunk that another is reading, before reading it oneself.
+/// How long one waits for a chunk that another is reading, before one of those who wait reads it
+/// once more: so long, and for its bytes as long as a slow source takes.
 const HANDING_TIME: Duration = Duration::from_secs(10);
-/// A leg that is no further behind belongs to those in front.
+const SLOW_BYTES_PER_SEC: u64 = 256 << 10;
+/// For a leg that is further behind nothing is kept.
 const NEAR_BYTES: u64 = 64 << 20;
 const NEAR_CHUNKS_MIN: u64 = 16;
 
@@ -102,6 +105,11 @@ impl Fan {
         self.changed.notify_waiters();
     }
 
+    fn give_up(&self, index: u32, number: u64) {
+        self.table().give_up(index, number);
+        self.changed.notify_waiters();
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -131,7 +139,7 @@ impl Hand {
         let all_here = async {
             loop {
                 let changed = self.fan.changed.notified();
-                if self.fan.table().joined >= u64::from(legs) {
+                if self.fan.table().came_since(self.began.checked_sub(GATHER_TIME)) >= legs {
                     return;
                 }
                 changed.await;
@@ -157,10 +165,10 @@ impl Hand {
             let changed = self.fan.changed.notified();
             let asked = self.fan.table().ask(self.id, index.get(), || self.fan.memory.keep(bytes));
             match asked {
-                Asked::Take(chunk) => {
+                Asked::Take(number, chunk) => {
                     self.fan.changed.notify_waiters();
-                    let (fan, id) = (self.fan.clone(), self.id);
-                    return Some(Turn::Take(Taking { fan, id, index: index.get(), chunk }));
+                    let (fan, id, index) = (self.fan.clone(), self.id, index.get());
+                    return Some(Turn::Take(Taking { fan, id, index, number, chunk }));
                 }
                 Asked::Read(show) => {
                     self.fan.changed.notify_waiters();
@@ -171,7 +179,7 @@ impl Hand {
             }
             let left = self.patience().begin(self.began, Instant::now());
             if left.is_zero() {
-                self.fan.table().part();
+                self.fan.table().part(self.id);
                 self.fan.changed.notify_waiters();
             }
             let halted = tokio::select! {
@@ -185,6 +193,18 @@ impl Hand {
                 return None;
             }
         }
+    }
+
+    /// Waits for room as long as patience lasts; after that nothing is kept for anybody.
+    pub(crate) async fn wait<T>(&self, room: impl Future<Output = T>) -> Option<T> {
+        let left = self.patience().begin(self.began, Instant::now());
+        let found = timeout(left, room).await.ok();
+        self.patience().end(Instant::now());
+        if found.is_none() {
+            self.fan.table().slots.clear();
+            self.fan.changed.notify_waiters();
+        }
+        found
     }
 
     fn patience(&self) -> MutexGuard<'_, Patience> {
@@ -205,29 +225,23 @@ pub(crate) struct Taking {
     fan: Arc<Fan>,
     id: u64,
     index: u32,
+    number: u64,
     chunk: watch::Receiver<Option<Arc<Chunk>>>,
 }
 
-/// What came of waiting for a chunk.
-#[derive(Debug)]
-pub(crate) enum Taken {
-    Chunk(Arc<Chunk>),
-    /// Who was reading it has failed or stopped.
-    Lost,
-    /// It takes too long.
-    Late,
-}
-
 impl Taking {
-    pub(crate) async fn taken(mut self) -> Taken {
-        let taken = match timeout(HANDING_TIME, self.chunk.wait_for(Option::is_some)).await {
-            Ok(Ok(chunk)) => chunk.clone().map_or(Taken::Lost, Taken::Chunk),
-            Ok(Err(_)) => Taken::Lost,
-            Err(_) => Taken::Late,
+    /// The chunk; `None`: who was reading it has failed, or takes too long. Then one asks again.
+    pub(crate) async fn taken(mut self) -> Option<Arc<Chunk>> {
+        let bytes = self.fan.key.geometry.chunk_size().bytes();
+        let patience = HANDING_TIME + Duration::from_secs(bytes / SLOW_BYTES_PER_SEC);
+        let taken = match timeout(patience, self.chunk.wait_for(Option::is_some)).await {
+            Ok(Ok(chunk)) => chunk.clone(),
+            Ok(Err(_)) | Err(_) => None,
         };
-        // Who has lost it asks again, and others still read it for them.
-        if !matches!(taken, Taken::Lost) {
-            self.fan.done(self.id, self.index);
+        match &taken {
+            Some(_) => self.fan.done(self.id, self.index),
+            // Whoever asks first reads it for the others.
+            None => self.fan.give_up(self.index, self.number),
         }
         taken
     }
@@ -255,8 +269,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         if let Some((number, _)) = self.show.take() {
-            self.fan.table().give_up(self.index, number);
-            self.fan.changed.notify_waiters();
+            self.fan.give_up(self.index, number);
         }
     }
 }
@@ -294,8 +307,9 @@ struct Table {
     legs: BTreeMap<u64, Leg>,
     /// By chunk; each waits for somebody.
     slots: BTreeMap<u32, Slot>,
-    /// How many legs have ever joined.
+    /// How many legs have ever joined, and when the latest did.
     joined: u64,
+    joins: Vec<Instant>,
     /// How many reads for others were begun.
     claims: u64,
     near_chunks: u32,
@@ -307,8 +321,8 @@ struct Leg {
     needs: ChunkSet,
     /// The chunk that it asked for last.
     at: u32,
-    /// Whether the others read for it, and wait for it.
-    together: bool,
+    /// Those in front that have parted from it.
+    parted_from: BTreeSet<u64>,
     /// How many reads for others had been begun when it joined.
     claims_before: u64,
 }
@@ -323,7 +337,7 @@ struct Slot {
 
 #[derive(Debug)]
 enum Asked {
-    Take(watch::Receiver<Option<Arc<Chunk>>>),
+    Take(u64, watch::Receiver<Option<Arc<Chunk>>>),
     Read(Option<(u64, watch::Sender<Option<Arc<Chunk>>>)>),
     /// Others will need it, and there is no leave for more to wait.
     Full,
@@ -332,40 +346,56 @@ enum Asked {
 impl Table {
     fn new(near_chunks: u32) -> Self {
         let (legs, slots) = (BTreeMap::new(), BTreeMap::new());
-        Self { legs, slots, joined: 0, claims: 0, near_chunks }
+        Self { legs, slots, joined: 0, joins: Vec::new(), claims: 0, near_chunks }
     }
 
     fn join(&mut self, needs: ChunkSet) -> u64 {
-        let id = self.joined;
+        let (id, now) = (self.joined, Instant::now());
         self.joined += 1;
-        let together = self.is_near(id, 0);
-        self.legs.insert(id, Leg { needs, at: 0, together, claims_before: self.claims });
+        self.joins.retain(|joined| *joined + GATHER_TIME >= now);
+        self.joins.push(now);
+        let claims_before = self.claims;
+        let parted_from = BTreeSet::new();
+        self.legs.insert(id, Leg { needs, at: 0, parted_from, claims_before });
         id
+    }
+
+    /// How many legs have joined since then, those that have left again among them.
+    fn came_since(&self, since: Option<Instant>) -> u32 {
+        let since = |joined: &&Instant| since.is_none_or(|since| **joined >= since);
+        u32::try_from(self.joins.iter().filter(since).count()).unwrap_or(u32::MAX)
     }
 
     fn leave(&mut self, id: u64) {
         self.legs.remove(&id);
         self.pass_over(&BTreeSet::from([id]));
-    }
-
-    /// Whether a leg that is there is not far behind those in front.
-    fn is_near(&self, id: u64, at: u32) -> bool {
-        let others = self.legs.iter().filter(|(other, leg)| **other != id && leg.together);
-        others.map(|(_, leg)| leg.at).max().is_none_or(|front| front <= at + self.near_chunks)
-    }
-
-    fn step(&mut self, id: u64, at: u32) {
-        let is_near = self.is_near(id, at);
-        if let Some(leg) = self.legs.get_mut(&id) {
-            leg.at = at;
-            leg.together |= is_near;
+        if self.legs.len() < 2 {
+            // Nobody is left who could wait for leave, and part.
+            self.slots.clear();
         }
     }
 
-    /// Those of the others who will come to that chunk.
+    /// Who is near those in front is one of them.
+    fn step(&mut self, id: u64, at: u32) {
+        let near: Vec<u64> = {
+            let is_near = |leg: &Leg| leg.at <= at + self.near_chunks;
+            self.legs.iter().filter(|(_, leg)| is_near(leg)).map(|(other, _)| *other).collect()
+        };
+        if let Some(leg) = self.legs.get_mut(&id) {
+            leg.at = at;
+            leg.parted_from.retain(|other| !near.contains(other));
+        }
+    }
+
+    /// Those of the others who will come to that chunk soon.
     fn takers(&self, id: u64, index: u32) -> BTreeSet<u64> {
-        let others = self.legs.iter().filter(|(other, leg)| **other != id && leg.together);
-        others.filter(|(_, leg)| leg.needs.holds(index)).map(|(other, _)| *other).collect()
+        let will_come = |(other, leg): &(&u64, &Leg)| {
+            **other != id
+                && leg.needs.holds(index)
+                && index <= leg.at + self.near_chunks
+                && !leg.parted_from.contains(&id)
+        };
+        self.legs.iter().filter(will_come).map(|(other, _)| *other).collect()
     }
 
     fn goes_alone(&mut self, id: u64, chunks: ChunkRun) -> bool {
@@ -373,9 +403,7 @@ impl Table {
         let is_shared = |index: ChunkIndex| {
             self.slots.contains_key(&index.get()) || !self.takers(id, index.get()).is_empty()
         };
-        // Also who is the last one may find what another has read for it before that left.
-        let is_last = self.legs.len() == 1 && self.slots.is_empty();
-        let alone = is_last || !chunks.iter().any(is_shared);
+        let alone = self.legs.len() == 1 || !chunks.iter().any(is_shared);
         if alone && let Some(leg) = self.legs.get_mut(&id) {
             chunks.iter().for_each(|index| leg.needs.remove(index.get()));
         }
@@ -388,11 +416,11 @@ impl Table {
         match self.slots.get_mut(&index) {
             Some(slot) if slot.number >= leg.claims_before => {
                 slot.takers.remove(&id);
-                let chunk = slot.chunk.clone();
+                let (number, chunk) = (slot.number, slot.chunk.clone());
                 if slot.takers.is_empty() {
                     self.slots.remove(&index);
                 }
-                Asked::Take(chunk)
+                Asked::Take(number, chunk)
             }
             // It was begun before we were here.
             Some(_) => self.read_for_oneself(id, index),
@@ -443,14 +471,14 @@ impl Table {
     }
 
     /// Parts from those whom the oldest chunk waits for.
-    fn part(&mut self) {
-        let oldest = self.slots.values().min_by_key(|slot| slot.number);
-        let Some(behind) = oldest.map(|slot| slot.takers.clone()) else { return };
-        for id in &behind {
-            if let Some(leg) = self.legs.get_mut(id) {
-                leg.together = false;
-            }
+    fn part(&mut self, id: u64) {
+        let oldest = self.slots.iter().min_by_key(|(_, slot)| slot.number);
+        let Some((index, slot)) = oldest.map(|(index, slot)| (*index, slot)) else { return };
+        let behind = slot.takers.clone();
+        for (_, leg) in self.legs.iter_mut().filter(|(other, _)| behind.contains(other)) {
+            leg.parted_from.insert(id);
         }
+        self.slots.remove(&index);
         self.pass_over(&behind);
     }
 
@@ -514,7 +542,7 @@ mod tests {
             }
             Turn::Take(taking) => {
                 let taken = taking.taken().await;
-                assert!(matches!(taken, Taken::Chunk(_)), "{taken:?}");
+                assert!(taken.is_some(), "chunk {index} is lost");
                 false
             }
         }
@@ -537,12 +565,13 @@ mod tests {
         let Turn::Read(claim) = turn(&hands[0], 0).await else { panic!("nobody has read it") };
         let Turn::Take(taking) = turn(&hands[1], 0).await else { panic!("it is being read") };
         drop(claim);
-        assert!(matches!(taking.taken().await, Taken::Lost));
+        assert!(taking.taken().await.is_none());
         assert!(copies(&memory, &hands[1], 0).await);
         // One that never ends is not waited for without end either.
         let Turn::Read(_claim) = turn(&hands[0], 1).await else { panic!("nobody has read it") };
         let Turn::Take(taking) = turn(&hands[1], 1).await else { panic!("it is being read") };
-        assert!(matches!(taking.taken().await, Taken::Late));
+        assert!(taking.taken().await.is_none());
+        assert!(copies(&memory, &hands[1], 1).await);
     }
 
     #[tokio::test(start_paused = true)]
@@ -558,8 +587,8 @@ mod tests {
         assert!(copies(&memory, &hands[2], 0).await, "it reads for itself");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_leg_that_has_caught_up_is_one_of_the_others_again() {
+    #[test]
+    fn a_leg_that_has_caught_up_is_one_of_the_others_again() {
         let mut table = Table::new(2);
         let (one, two) = (table.join(all(CHUNKS)), table.join(all(CHUNKS)));
         let reads_for_others = |table: &mut Table, id, index| {
@@ -567,17 +596,40 @@ mod tests {
             table.done(id, index);
             matches!(asked, Asked::Read(Some(_)))
         };
-        assert!((0..4).all(|index| reads_for_others(&mut table, one, index)));
-        table.part();
+        assert!((0..3).all(|index| reads_for_others(&mut table, one, index)));
+        assert!(!reads_for_others(&mut table, one, 3), "three in front");
+        assert!((0..3).all(|index| !reads_for_others(&mut table, two, index)), "it takes them");
+        assert!(reads_for_others(&mut table, one, 4));
+        table.part(one);
         assert!(table.slots.is_empty());
-        assert!(!reads_for_others(&mut table, one, 4), "nobody is waited for");
-        assert!(!reads_for_others(&mut table, two, 1));
-        assert!(!reads_for_others(&mut table, one, 5), "four behind");
+        assert!(!reads_for_others(&mut table, one, 5), "parted");
         assert!(!reads_for_others(&mut table, two, 3));
-        assert!(reads_for_others(&mut table, one, 6), "two behind");
+        assert!(!reads_for_others(&mut table, two, 4));
         let far = table.join(all(CHUNKS));
-        assert!(reads_for_others(&mut table, one, 7));
-        assert!(!table.slots[&7].takers.contains(&far), "it has just begun");
+        assert!(reads_for_others(&mut table, one, 6), "two in front");
+        assert!(!table.slots[&6].takers.contains(&far), "it has just begun");
+    }
+
+    /// One in front, two behind that keep pace with each other.
+    #[test]
+    fn legs_that_are_behind_together_read_together() {
+        let mut table = Table::new(2);
+        let (front, one, two) =
+            (table.join(all(CHUNKS)), table.join(all(CHUNKS)), table.join(all(CHUNKS)));
+        let keep = || Memory::new(1 << 30).keep(1);
+        for index in 0..CHUNKS {
+            table.ask(front, index, keep);
+            table.done(front, index);
+            while !table.slots.is_empty() {
+                table.part(front);
+            }
+        }
+        let mut reads = 0;
+        for (index, id) in (0..CHUNKS).flat_map(|index| [(index, one), (index, two)]) {
+            reads += u32::from(matches!(table.ask(id, index, keep), Asked::Read(_)));
+            table.done(id, index);
+        }
+        assert_eq!(reads, CHUNKS);
     }
 
     #[tokio::test(start_paused = true)]
@@ -586,7 +638,7 @@ mod tests {
         let Turn::Read(claim) = turn(&hands[0], 0).await else { panic!("nobody has read it") };
         let Turn::Take(taking) = turn(&hands[1], 0).await else { panic!("it is being read") };
         drop(claim);
-        assert!(matches!(taking.taken().await, Taken::Lost));
+        assert!(taking.taken().await.is_none());
         let again = [&hands[1], &hands[0], &hands[2]];
         for (n, hand) in again.into_iter().enumerate() {
             assert_eq!(copies(&memory, hand, 0).await, n == 0, "leg {n}");
@@ -603,7 +655,7 @@ mod tests {
         let three = table.join(all(CHUNKS));
         assert!(matches!(table.ask(three, 0, keep), Asked::Read(None)), "begun before it came");
         assert!(matches!(table.ask(one, 1, keep), Asked::Read(Some(_))));
-        assert!(matches!(table.ask(three, 1, keep), Asked::Take(_)));
+        assert!(matches!(table.ask(three, 1, keep), Asked::Take(..)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -665,14 +717,14 @@ mod tests {
                         match table.ask(id, index, keep) {
                             Asked::Full => {
                                 let before = table.slots.len();
-                                table.part();
+                                table.part(id);
                                 prop_assert!(table.slots.len() < before, "it waits without end");
                             }
                             // A read that fails is made again.
                             Asked::Read(Some((number, _))) if what == 8 => {
                                 table.give_up(index, number);
                             }
-                            Asked::Read(Some(_)) | Asked::Take(_) => {
+                            Asked::Read(Some(_)) | Asked::Take(..) => {
                                 table.done(id, index);
                                 at.insert(id, index + 1);
                             }

@@ -22,7 +22,7 @@ pub(crate) struct Memory {
     unit_count: u32,
     /// How much of that may wait.
     kept: Arc<Semaphore>,
-    /// Runs that hold chunks, or will.
+    /// Runs that hold chunks, or are about to.
     runs: Mutex<u32>,
     /// Somebody holds less, or there are fewer runs.
     changed: Notify,
@@ -58,6 +58,11 @@ impl Memory {
         self.kept.clone().try_acquire_many_owned(self.units_of(bytes)).ok()
     }
 
+    /// Whether a chunk of that many bytes may ever wait.
+    pub(crate) fn may_keep(&self, bytes: u64) -> bool {
+        self.units_of(bytes) <= self.unit_count / KEPT_SHARE
+    }
+
     fn units_of(&self, bytes: u64) -> u32 {
         u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.unit_count)
     }
@@ -72,19 +77,20 @@ impl Memory {
 #[derive(Debug)]
 pub(crate) struct Share {
     memory: Arc<Memory>,
-    held: Mutex<Held>,
-}
-
-#[derive(Debug, Default)]
-struct Held {
-    units: u32,
-    /// Counted among the runs: from its first chunk on.
-    counts: bool,
+    held_units: Mutex<u32>,
+    /// How many runs it shares with, where more are expected than there are.
+    legs: u32,
 }
 
 impl Share {
-    pub(crate) fn new(memory: Arc<Memory>) -> Arc<Self> {
-        Arc::new(Self { memory, held: Mutex::default() })
+    pub(crate) fn new(memory: Arc<Memory>, legs: u32) -> Arc<Self> {
+        Arc::new(Self { memory, held_units: Mutex::default(), legs })
+    }
+
+    /// Counts the run among those that hold chunks, until the answer is dropped.
+    pub(crate) fn enrol(&self) -> Enrolled {
+        *self.memory.runs() += 1;
+        Enrolled(self.memory.clone())
     }
 
     /// Waits until the run may hold one more chunk of that many bytes. One is always allowed.
@@ -100,30 +106,36 @@ impl Share {
     }
 
     fn try_hold(&self, units: u32) -> bool {
-        let mut held = self.held();
-        let mut runs = self.memory.runs();
-        if !held.counts {
-            held.counts = true;
-            *runs += 1;
-        }
-        let may = held.units == 0 || held.units + units <= self.memory.unit_count / *runs;
+        let mut held = self.held_units();
+        let may = *held == 0 || *held + units <= self.part();
         if may {
-            held.units += units;
+            *held += units;
         }
         may
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    /// All of it for a run alone; of many, an even part of what is not left to those that wait.
+    fn part(&self) -> u32 {
+        let memory = &self.memory;
+        match (*memory.runs()).max(self.legs) {
+            0 | 1 => memory.unit_count,
+            runs => (memory.unit_count - memory.unit_count / KEPT_SHARE) / runs,
+        }
+    }
+
+    fn held_units(&self) -> MutexGuard<'_, u32> {
+        self.held_units.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Share {
+/// A run that counts.
+#[derive(Debug)]
+pub(crate) struct Enrolled(Arc<Memory>);
+
+impl Drop for Enrolled {
     fn drop(&mut self) {
-        if self.held().counts {
-            *self.memory.runs() -= 1;
-            self.memory.changed.notify_waiters();
-        }
+        *self.0.runs() -= 1;
+        self.0.changed.notify_waiters();
     }
 }
 
@@ -136,7 +148,7 @@ pub(crate) struct Holding {
 
 impl Drop for Holding {
     fn drop(&mut self) {
-        self.share.held().units -= self.units;
+        *self.share.held_units() -= self.units;
         self.share.memory.changed.notify_waiters();
     }
 }
@@ -162,35 +174,42 @@ mod tests {
     #[test]
     fn a_run_alone_has_everything_and_each_of_many_its_even_part() {
         let memory = memory(8);
-        let one = Share::new(memory.clone());
+        let of = |legs| Share::new(memory.clone(), legs);
+        let (one, _one) = (of(1), of(1).enrol());
         assert_eq!(held_by(&one).len(), 8);
-        let (two, three) = (Share::new(memory.clone()), Share::new(memory.clone()));
-        let held = held_by(&two);
-        assert_eq!(held.len(), 4);
+        let (two, counts) = (of(1), of(1).enrol());
+        assert_eq!(held_by(&two).len(), 3, "and a quarter for those that wait");
+        let (three, _three) = (of(1), of(1).enrol());
         assert_eq!(held_by(&three).len(), 2);
-        drop(held);
-        drop(two);
-        assert_eq!(held_by(&three).len(), 4, "one has left");
-        let many: Vec<_> = (0..20).map(|_| Share::new(memory.clone())).collect();
-        assert!(many.iter().all(|share| !held_by(share).is_empty()), "one chunk each");
+        drop(counts);
+        assert_eq!(held_by(&three).len(), 3, "one has left");
+        assert_eq!(held_by(&of(6)).len(), 1, "its other legs are on their way");
+        let many: Vec<_> = (0..20).map(|_| (of(1), of(1).enrol())).collect();
+        assert!(many.iter().all(|(share, _)| held_by(share).len() == 1), "one chunk each");
     }
 
     #[tokio::test]
     async fn who_waits_goes_on_when_it_holds_less_or_another_run_has_ended() {
-        let memory = memory(2);
-        let (one, two) = (Share::new(memory.clone()), Share::new(memory));
-        let mut held = held_by(&one);
-        assert_eq!(held.len(), 2);
-        let other = two.hold(CHUNK).await;
-        held.pop();
-        let waiting = tokio::spawn({
-            let one = one.clone();
-            async move { one.hold(CHUNK).await }
-        });
-        tokio::task::yield_now().await;
-        assert!(!waiting.is_finished());
-        drop((other, two));
-        waiting.await.unwrap();
+        for other_ends in [true, false] {
+            let memory = memory(2);
+            let (one, _one) =
+                (Share::new(memory.clone(), 1), Share::new(memory.clone(), 1).enrol());
+            let mut held = held_by(&one);
+            assert_eq!(held.len(), 2);
+            let two = Share::new(memory, 1).enrol();
+            held.pop();
+            let waiting = tokio::spawn({
+                let one = one.clone();
+                async move { one.hold(CHUNK).await }
+            });
+            tokio::task::yield_now().await;
+            assert!(!waiting.is_finished());
+            match other_ends {
+                true => drop(two),
+                false => held.clear(),
+            }
+            waiting.await.unwrap();
+        }
     }
 
     #[tokio::test]
@@ -198,6 +217,7 @@ mod tests {
         let memory = memory(8);
         let kept: Vec<_> = std::iter::from_fn(|| memory.keep(CHUNK)).collect();
         assert_eq!(kept.len(), 2);
+        assert!(memory.may_keep(2 * CHUNK) && !memory.may_keep(2 * CHUNK + 1));
         assert!(super::Memory::new(CHUNK).keep(CHUNK).is_none());
         drop(super::Memory::new(1).reserve(64 << 20).await.unwrap());
         assert_eq!(super::Memory::new(1).chunk_count(64 << 20), 1);

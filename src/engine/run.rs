@@ -13,7 +13,7 @@ use crate::engine::fan::{Fans, Hand};
 use crate::engine::gate::Gates;
 use crate::engine::lane::Todo;
 use crate::engine::ledger::Ledger;
-use crate::engine::memory::{Holding, Memory, Room, Share};
+use crate::engine::memory::{Enrolled, Holding, Memory, Room, Share};
 use crate::engine::pool::Pool;
 use crate::engine::progress::Counters;
 use crate::engine::verify::{self, Findings};
@@ -74,6 +74,8 @@ pub(crate) struct Run {
     share: Arc<Share>,
     fans: Arc<Fans>,
     legs: u32,
+    /// It has been one of the legs: once.
+    joined: AtomicBool,
     capabilities: Capabilities,
     /// Whether the target reads as zeros wherever this run has not written.
     blank: AtomicBool,
@@ -304,10 +306,11 @@ impl Run {
             gates_turn: tokio::sync::Mutex::default(),
             halt: start.stop.child_token(),
             pool: start.pool,
-            share: Share::new(start.memory.clone()),
+            share: Share::new(start.memory.clone(), start.legs),
             memory: start.memory,
             fans: start.fans,
             legs: start.legs,
+            joined: AtomicBool::new(false),
             capabilities: start.capabilities,
             blank: AtomicBool::new(start.capabilities.blank_target),
             shared: AtomicBool::new(false),
@@ -374,9 +377,13 @@ impl Run {
         usize::try_from(self.budget_chunks().min(WINDOW_CHUNKS)).unwrap_or(1)
     }
 
-    /// Waits until this run may hold one more chunk in memory.
-    pub(crate) async fn hold_chunk(&self) -> Holding {
-        self.share.hold(self.chunk_bytes()).await
+    /// Waits until this run may hold one more chunk in memory; `None`: halted first.
+    pub(crate) async fn hold_chunk(&self) -> Option<Holding> {
+        tokio::select! {
+            biased;
+            held = self.share.hold(self.chunk_bytes()) => Some(held),
+            () = self.halt.cancelled() => None,
+        }
     }
 
     /// Waits for room for one chunk in the engine's memory budget. One chunk always fits.
@@ -384,19 +391,32 @@ impl Run {
         self.memory.reserve(self.chunk_bytes()).await
     }
 
+    /// Counts this run among those that hold chunks in memory.
+    pub(crate) fn enrol(&self) -> Enrolled {
+        self.share.enrol()
+    }
+
     fn chunk_bytes(&self) -> u64 {
         self.spec.geometry.chunk_size().bytes().min(self.spec.geometry.image_bytes())
     }
 
-    /// Joins the other legs of a fan-out, where this is one: with what is to be copied of the
-    /// image, and not with what is written again.
-    pub(crate) async fn join_fan(&self, plan: &Plan) -> Option<Hand> {
-        if self.legs < 2 || self.rewriting.load(Relaxed) || self.is_shared() {
-            return None;
-        }
+    /// Whether this is a leg of a fan-out that can hand chunks over: what is copied of the image
+    /// first, and not what is written again, or at the end.
+    pub(crate) fn may_share_reads(&self) -> bool {
+        self.legs > 1
+            && self.memory.may_keep(self.chunk_bytes())
+            && !self.rewriting.load(Relaxed)
+            && !self.is_shared()
+            && !self.joined.swap(true, Relaxed)
+    }
+
+    /// Joins the other legs of the fan-out, and waits a moment for those that are still to come.
+    pub(crate) async fn join_fan(&self, plan: &Plan) -> Hand {
         let hand = self.fans.join(&self.spec, &self.memory, plan.to_copy());
-        hand.gather(self.legs, &self.halt).await;
-        Some(hand)
+        if plan.remaining_bytes() > 0 {
+            hand.gather(self.legs, &self.halt).await;
+        }
+        hand
     }
 
     fn manifest(&self) -> Result<Manifest> {

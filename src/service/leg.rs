@@ -25,7 +25,8 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How long a cancel that is decided waits for the last byte to go before it answers.
 const CLEAN_WAIT: Duration = Duration::from_millis(150);
 /// How often a cancel looks for a job that is about to begin or to end.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const LOOK_AGAIN_FIRST: Duration = Duration::from_millis(50);
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(1);
 /// Between attempts to put an end on record.
 const RECORD_DELAY: Duration = Duration::from_secs(1);
 
@@ -202,6 +203,7 @@ async fn put_on_record(inner: &Arc<Inner>, job: JobId, ending: Ending) {
 ///
 /// Answers when it is decided and on record; the clean-up may go on.
 pub(crate) async fn cancel(inner: Arc<Inner>, job: JobId, target: Endpoint) -> Answer<()> {
+    let region = inner.engine.region(&target.region)?;
     let leg = inner.legs().get(&job).cloned();
     if let Some(leg) = &leg {
         // What fails from now on is not tried again before this is decided.
@@ -209,13 +211,14 @@ pub(crate) async fn cancel(inner: Arc<Inner>, job: JobId, target: Endpoint) -> A
         // While the engine takes it in there is nothing yet that could be cancelled.
         leg.is_settled().await;
     }
-    let region = inner.engine.region(&target.region)?;
     let mut vote = region.cancel(job, &target.image).await;
+    let mut pause = LOOK_AGAIN_FIRST;
     while let (Ok(Vote::Unknown), Some(leg)) = (&vote, &leg) {
         // It ends at this moment, is about to begin, or never will: its own task puts an end on
         // record, if it is one.
         leg.cancel.send_replace(Cancel::Decided);
-        let ended = timeout(LOOK_AGAIN, leg.ended.cancelled()).await.is_ok();
+        let ended = timeout(pause, leg.ended.cancelled()).await.is_ok();
+        pause = (pause * 2).min(LOOK_AGAIN_MAX);
         vote = region.cancel(job, &target.image).await;
         if ended {
             break;
@@ -249,11 +252,13 @@ impl Inner {
     /// Goes on with a copy whose cancel could not be decided.
     async fn go_on_with(self: &Arc<Self>, job: JobId, leg: Option<&LegTask>) {
         if let Some(leg) = leg {
-            if leg.cancel.send_replace(Cancel::No) == Cancel::Asked {
-                // Its own task does, or ends it as if nobody had asked.
+            let before = leg.cancel.send_replace(Cancel::No);
+            // Its own task goes on, or ends it as if nobody had asked, where it has not heard yet
+            // that this was decided; who has, ends at once.
+            let ended = timeout(LOOK_AGAIN_MAX, leg.ended.cancelled());
+            if before == Cancel::Asked || ended.await.is_err() {
                 return;
             }
-            leg.ended.cancelled().await;
         }
         let running = self.shown().copy(job).filter(|c| c.state == CopyState::Running).cloned();
         if let Some(copy) = running.filter(|_| !self.is_closing()) {

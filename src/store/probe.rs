@@ -264,12 +264,12 @@ impl Probe {
                 (text.clone(), store.put(&key, Bytes::from(text), &when).await)
             });
         }
-        let (mut winners, mut unclear) = (Vec::new(), 0);
+        let (mut winners, mut unclear) = (Vec::new(), Vec::new());
         while let Some(joined) = racers.join_next().await {
             match joined {
                 Ok((text, Ok(Put::Done(_)))) => winners.push(text),
                 Ok((_, Ok(Put::Refused))) => {}
-                Ok((_, Ok(Put::Unknown(_)) | Err(_))) => unclear += 1,
+                Ok((text, Ok(Put::Unknown(_)) | Err(_))) => unclear.push(text),
                 Err(error) => {
                     return Err(Error::new(ErrorKind::Io, "race for an object").because(error));
                 }
@@ -277,15 +277,28 @@ impl Probe {
         }
         let clear = match winners.as_slice() {
             [text] => self.holds(key, text.as_bytes()).await?,
+            [] if !unclear.is_empty() => self.holds_one(key, &unclear).await?,
             _ => false,
         };
         if !clear {
-            let count = winners.len();
+            let (count, unclear) = (winners.len(), unclear.len());
             self.remark(format!(
                 "of {RACER_COUNT} {what} at once {count} won ({unclear} without a clear answer)"
             ));
         }
         Ok(clear)
+    }
+
+    /// Whether one of them has won though it was not told so. If not, nobody knows who has.
+    async fn holds_one(&self, key: &str, texts: &[String]) -> Result<bool> {
+        for text in texts {
+            if self.holds(key, text.as_bytes()).await? {
+                return Ok(true);
+            }
+        }
+        Err(Error::new(ErrorKind::Unavailable, "race for an object: no answer was clear")
+            .within(self.store.location())
+            .retryable(true))
     }
 
     async fn copies(&mut self) {

@@ -3,7 +3,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use blockferry::engine::{Engine, Job, JobOutcome};
 use blockferry::options::{CopyOptions, Limits, Verify};
@@ -248,5 +249,63 @@ async fn legs_that_go_on_after_a_crash_read_the_rest_once() {
         missing = missing.max(IMAGE_BYTES - receipt.resumed_bytes);
     }
     assert!(read <= missing + 8 * CHUNK_BYTES, "{read} bytes read, {missing} were missing");
+    to.iter().for_each(|to| assert_there(&world, to, &wanted));
+}
+
+/// With all that it may hold in memory. What goes on beside it has the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leg_whose_writes_hang_holds_up_nobody() {
+    let (wanted, world) = (mixed(), World::in_memory());
+    world.m.insert(&image("disk"), wanted.clone());
+    let hangs = Arc::new(AtomicBool::new(true));
+    let hanging = hangs.clone();
+    let hook: Hook = Arc::new(move |point| {
+        while point.operation == "write" && hanging.load(Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    });
+    // As many as wait in that hook at a time, and some more for the others.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(16)
+        .enable_all()
+        .build()
+        .unwrap();
+    let state = world.path("state");
+    let n = Arc::new(Hooked::new(world.region("n"), hook));
+    let regions = ["b", "m", "a"].map(|name| (name, world.region(name)));
+    let (done, told) = tokio::sync::oneshot::channel();
+    runtime.spawn(async move {
+        let options = blockferry::options::EngineOptions::new(state).with_threads(2);
+        let engine = Engine::open(options.with_memory_bytes_max(8 * CHUNK_BYTES)).await.unwrap();
+        for (name, place) in regions {
+            engine.register(region(name), place).await.unwrap();
+        }
+        engine.register(region("n"), n).await.unwrap();
+        let jobs = start(&engine, "m/disk", &["n/hangs", "b/one", "a/two"], &small()).await;
+        for job in &jobs[1..] {
+            committed(ended(job).await);
+        }
+        assert!(jobs[0].outcome().is_none());
+        hangs.store(false, Relaxed);
+        committed(ended(&jobs[0]).await);
+        done.send(()).unwrap();
+    });
+    let ended = told.await;
+    runtime.shutdown_background();
+    assert!(ended.is_ok(), "see above");
+    ["n/hangs", "b/one", "a/two"].iter().for_each(|to| assert_there(&world, to, &wanted));
+}
+
+/// Chunks that are too large to wait are not handed over, and nobody waits for anybody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn legs_with_chunks_that_cannot_wait_go_alone() {
+    let (wanted, world) = (mixed(), World::in_memory());
+    fs::write(world.source(), &wanted).unwrap();
+    let options = world.options().with_memory_bytes_max(3 * CHUNK_BYTES);
+    let engine = world.engine_with(options).await;
+    let to = ["b/one", "a/two"];
+    let jobs = start(&engine, "source/image", &to, &small()).await;
+    assert_eq!(read_by(&jobs).await, 2 * IMAGE_BYTES);
     to.iter().for_each(|to| assert_there(&world, to, &wanted));
 }

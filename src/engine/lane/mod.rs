@@ -77,10 +77,12 @@ pub(crate) async fn run(run: &Arc<Run>, todo: Todo) -> Result<()> {
         offload::carry(run, &manifest).await;
         return Ok(());
     }
-    let ways = Arc::new(Ways {
-        ends: local::Ends::of(run, shared).map(Arc::new),
-        hand: run.join_fan(&todo.plan).await,
-    });
+    let ends = local::Ends::of(run, shared).map(Arc::new);
+    let shares_reads = run.may_share_reads();
+    // Order: all legs count before any of them holds what is another's part.
+    let _counts = (shares_reads || ends.is_none()).then(|| run.enrol());
+    let hand = if shares_reads { Some(run.join_fan(&todo.plan).await) } else { None };
+    let ways = Arc::new(Ways { ends, hand });
     // Two strips in hand for each thread: the next is queued while one is being worked on.
     let (workers, take_bytes) = match &ways.ends {
         Some(_) => (run.pool.threads() * 2, STRIP_BYTES),

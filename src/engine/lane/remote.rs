@@ -8,7 +8,8 @@ use std::sync::Arc;
 use tokio::time::{Instant, sleep};
 
 use crate::chunk::Written;
-use crate::engine::fan::{Chunk, Claim, Hand, Taken, Turn};
+use crate::engine::fan::{Chunk, Claim, Hand, Turn};
+use crate::engine::memory::Room;
 use crate::engine::progress::Counters;
 use crate::engine::retry::retry_after;
 use crate::engine::run::Run;
@@ -26,9 +27,12 @@ pub(super) async fn copy(run: &Arc<Run>, ways: &Ways, chunks: ChunkRun) -> Resul
         if run.halt.is_cancelled() {
             break;
         }
-        let _held = run.hold_chunk().await;
-        let Some(chunk) = come_by(run, ways, index).await? else { break };
-        put(run, ways, index, &chunk).await?;
+        let Some(_held) = run.hold_chunk().await else { break };
+        match come_by(run, ways, index).await? {
+            Come::Chunk(chunk) => put(run, ways, index, &chunk).await?,
+            Come::Alone(ends) => local::copy(run, &ends, ChunkRun::new(index, 1), true).await?,
+            Come::Halted => break,
+        }
     }
     Ok(())
 }
@@ -47,26 +51,56 @@ impl Toll for Limited {
     }
 }
 
-/// Reads a chunk, or takes it from another leg of a fan-out; `None`: halted first.
-async fn come_by(run: &Arc<Run>, ways: &Ways, index: ChunkIndex) -> Result<Option<Arc<Chunk>>> {
+/// How a chunk was come by.
+enum Come {
+    /// It was read, or taken from another leg of a fan-out.
+    Chunk(Arc<Chunk>),
+    /// There is no room for it, and both ends are on this host: it goes by the other lane.
+    Alone(Arc<local::Ends>),
+    Halted,
+}
+
+async fn come_by(run: &Arc<Run>, ways: &Ways, index: ChunkIndex) -> Result<Come> {
+    let len = run.spec.geometry.range(index).len;
     for attempt in 1.. {
+        // Order: room first, so that what has passed the limits moves at once. In a fan-out another
+        // may have the chunk.
+        let mut room = None;
+        if ways.hand.is_none() {
+            room = reserve(run).await?;
+            if room.is_none() {
+                break;
+            }
+        }
         // Retries are charged: a limit is a limit on what the source has to serve. What is taken is
         // charged to who takes it, as if read.
-        if !pass_throttle(run, run.spec.geometry.range(index).len, 1).await {
+        if !pass_throttle(run, len, 1).await {
             break;
         }
-        let claim = match &ways.hand {
-            None => None,
-            Some(hand) => match take_turn(run, hand, index).await {
-                Come::Taken(chunk) => return Ok(Some(chunk)),
-                Come::Halted => break,
-                Come::Own(claim) => claim,
-            },
-        };
-        match read(run, index).await {
+        let mut claim = None;
+        if let Some(hand) = &ways.hand {
+            match take_turn(run, hand, index).await? {
+                Some(Turned::Taken(chunk)) => return Ok(Come::Chunk(chunk)),
+                Some(Turned::Own(own)) => claim = Some(own),
+                None => {
+                    run.gates.give_back(len);
+                    break;
+                }
+            }
+            room = hand.wait(reserve(run)).await.transpose()?.flatten();
+            if room.is_none() {
+                if let Some(ends) = &ways.ends {
+                    run.gates.give_back(len);
+                    return Ok(Come::Alone(ends.clone()));
+                }
+                room = reserve(run).await?;
+            }
+        }
+        let Some(room) = room else { break };
+        match read(run, index, room).await {
             Ok(chunk) => {
                 claim.into_iter().for_each(|claim| claim.show(&chunk));
-                return Ok(Some(chunk));
+                return Ok(Come::Chunk(chunk));
             }
             Err(error) => {
                 // Others must not wait for our next attempt.
@@ -78,42 +112,48 @@ async fn come_by(run: &Arc<Run>, ways: &Ways, index: ChunkIndex) -> Result<Optio
             }
         }
     }
-    Ok(None)
+    Ok(Come::Halted)
+}
+
+/// Room for a chunk; `None`: halted first.
+async fn reserve(run: &Run) -> Result<Option<Room>> {
+    tokio::select! {
+        biased;
+        room = run.reserve_memory() => room.map(Some),
+        () = run.halt.cancelled() => Ok(None),
+    }
 }
 
 /// What a leg of a fan-out is to do for a chunk.
-enum Come {
+enum Turned {
     Taken(Arc<Chunk>),
-    /// Read it, for others too where there is a claim.
-    Own(Option<Claim>),
-    Halted,
+    /// Read it.
+    Own(Claim),
 }
 
-async fn take_turn(run: &Run, hand: &Hand, index: ChunkIndex) -> Come {
+async fn take_turn(run: &Run, hand: &Hand, index: ChunkIndex) -> Result<Option<Turned>> {
     let began = Instant::now();
-    let come = loop {
+    let turned = loop {
         match hand.turn(index, &run.halt).await {
-            None => return Come::Halted,
-            Some(Turn::Read(claim)) => break Come::Own(Some(claim)),
+            None => return Ok(None),
+            Some(Turn::Read(claim)) => break Turned::Own(claim),
             Some(Turn::Take(taking)) => tokio::select! {
                 biased;
-                () = run.halt.cancelled() => return Come::Halted,
-                taken = taking.taken() => match taken {
-                    Taken::Chunk(chunk) => break Come::Taken(chunk),
-                    Taken::Late => break Come::Own(None),
-                    Taken::Lost => {}
+                () = run.halt.cancelled() => return Ok(None),
+                taken = taking.taken() => if let Some(chunk) = taken {
+                    check(run, index, &chunk.seal)?;
+                    break Turned::Taken(chunk);
                 },
             },
         }
     };
     run.counters.stalled(Stall::Read, began.elapsed());
-    come
+    Ok(Some(turned))
 }
 
-async fn read(run: &Arc<Run>, index: ChunkIndex) -> Result<Arc<Chunk>> {
+async fn read(run: &Arc<Run>, index: ChunkIndex, room: Room) -> Result<Arc<Chunk>> {
     let geometry = run.spec.geometry;
     let range = geometry.range(index);
-    let room = run.reserve_memory().await?;
     let began = Instant::now();
     let limited: Arc<dyn Toll> = Arc::new(Limited(run.clone()));
     let data = tolled(limited, run.source.read_at(range)).await;
@@ -131,15 +171,20 @@ async fn read(run: &Arc<Run>, index: ChunkIndex) -> Result<Arc<Chunk>> {
             sealed
         })
         .await?;
-    if let Some(vouched) = run.vouched() {
-        let digest = match &seal {
-            Seal::Zero(_) => None,
-            Seal::Data(sealed) => Some(sealed.digest()),
-        };
-        check_vouched(digest, vouched.table().digest(index))
-            .map_err(|error| error.at(run.source.location(), range.offset))?;
-    }
+    check(run, index, &seal)?;
     Ok(Chunk::new(seal, room))
+}
+
+/// A chunk must be what the source of this run vouches for, whoever has read it.
+fn check(run: &Run, index: ChunkIndex, seal: &Seal) -> Result<()> {
+    let Some(vouched) = run.vouched() else { return Ok(()) };
+    let digest = match seal {
+        Seal::Zero(_) => None,
+        Seal::Data(sealed) => Some(sealed.digest()),
+    };
+    let offset = run.spec.geometry.range(index).offset;
+    check_vouched(digest, vouched.table().digest(index))
+        .map_err(|error| error.at(run.source.location(), offset))
 }
 
 /// Writes a chunk, where the base does not spare it.

@@ -197,8 +197,12 @@ impl Stage {
     }
 
     pub(super) fn note(&self, now: &Held) -> Standing {
+        let is_ours = now.sight().is_some_and(|sight| sight.owner == self.owner);
         let standing = match rules::decide(now.sight(), self.spec.job, self.owner) {
-            Decide::Swap | Decide::Decided(Outcome::Committed) => Standing::Owns,
+            Decide::Swap => Standing::Owns,
+            Decide::Decided(Outcome::Committed) if is_ours => Standing::Owns,
+            // Somebody else has committed it: what is still written here is of no use.
+            Decide::Decided(Outcome::Committed) => Standing::Fenced,
             Decide::Decided(Outcome::Cancelled) => Standing::Cancelled,
             Decide::Fenced => Standing::Fenced,
         };

@@ -98,6 +98,33 @@ async fn a_fenced_daemon_notices_by_itself_and_writes_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_daemon_whose_job_another_has_committed_writes_no_more() {
+    for fencing in BOTH {
+        let cloud = Cloud::new(fencing);
+        let ((one, frozen), (two, _)) = (cloud.daemon(), cloud.daemon());
+        let target = one.stage(&spec(1)).await.unwrap();
+        target.begin().await.unwrap();
+        frozen.hook(|_| Fate::LostBefore);
+        let next = two.stage(&spec(1)).await.unwrap();
+        let manifest = write(&*next, &spec(1)).await.unwrap();
+        assert_eq!(next.commit(&manifest).await.unwrap(), Outcome::Committed);
+        next.finish().await.unwrap();
+        drop(next);
+        frozen.hook(|_| Fate::Answered);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(target.sync().await.unwrap_err().kind(), ErrorKind::Fenced, "{fencing:?}");
+        let count = frozen.request_count();
+        assert_eq!(target.checkpoint(&[]).await.unwrap_err().kind(), ErrorKind::Fenced);
+        assert_eq!(frozen.request_count(), count, "and asks for nothing any more");
+        assert_eq!(target.commit(&manifest).await.unwrap(), Outcome::Committed, "as it ended");
+        assert_eq!(target.discard().await.unwrap(), Outcome::Committed);
+        drop(target);
+        assert_eq!(read(&two).await, Some(bytes()));
+        assert_eq!(cloud.strays(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cancel_from_elsewhere_reaches_the_owner_and_is_cleaned_when_it_is_gone() {
     for fencing in BOTH {
         let cloud = Cloud::new(fencing);
