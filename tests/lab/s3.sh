@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Object stores that others wrote: the conformance of the store room, regions and plain objects, with copies that
-# are killed, resumed and cancelled, on moto (from PyPI), where LAB_LONG or LAB_CEPH is set on Ceph RGW (from Debian),
-# and where it is installed (`cargo install garage`) on a cluster of Garage that loses nodes meanwhile. A table tells
+# are killed, resumed and cancelled, on moto (from PyPI), where LAB_LONG or LAB_CEPH is
+# set on Ceph RGW (from Debian), and where it is installed (`cargo install garage`) on a cluster of Garage that loses
+# nodes meanwhile. What `aws`, `s5cmd` and `rclone` see of it is asked of those of them that are there. A table tells
 # which store proved what.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -37,6 +38,36 @@ from botocore.config import Config
 s3 = boto3.client("s3", endpoint_url=sys.argv[1], config=Config(s3={"addressing_style": "path"}))
 $2
 PYTHON
+}
+# Other clients of a store: the `aws` of that Python, else that of the host.
+aws=(aws)
+if "$python" -c 'import awscli' 2>/dev/null; then aws=("$python" -m awscli); fi
+export RCLONE_S3_PROVIDER=Other RCLONE_S3_ENV_AUTH=true RCLONE_S3_CHUNK_SIZE=5Mi RCLONE_S3_UPLOAD_CUTOFF=5Mi
+is_there() { # is_there TOOL
+    case $1 in
+    aws) "${aws[@]}" --version ;;
+    *) command -v "$1" ;;
+    esac >/dev/null 2>&1
+}
+# client TOOL ENDPOINT, then: list | get KEY FILE | put FILE KEY, which is sent in parts
+client() {
+    local at=s3://lab-bucket of_rclone=:s3:lab-bucket tool=$1 endpoint=$2
+    case "$tool $3" in
+    "aws list") "${aws[@]}" --endpoint-url "$endpoint" s3 ls --recursive "$at" ;;
+    "aws get") "${aws[@]}" --endpoint-url "$endpoint" s3 cp --only-show-errors "$at/$4" "$5" ;;
+    "aws put") "${aws[@]}" --endpoint-url "$endpoint" s3 cp --only-show-errors "$4" "$at/$5" ;;
+    "s5cmd list") s5cmd --endpoint-url "$endpoint" ls "$at/*" ;;
+    "s5cmd get") s5cmd --endpoint-url "$endpoint" cp "$at/$4" "$5" >/dev/null ;;
+    "s5cmd put") s5cmd --endpoint-url "$endpoint" cp --part-size 5 "$4" "$at/$5" >/dev/null ;;
+    "rclone list") rclone --config= lsf --recursive "$of_rclone" ;;
+    "rclone get") rclone --config= copyto "$of_rclone/$4" "$5" ;;
+    "rclone put") rclone --config= copyto "$4" "$of_rclone/$5" ;;
+    *) return 2 ;;
+    esac
+}
+checked() { # checked WHAT: it is as it should be
+    echo "ok: $store: $1"
+    passed=$((passed + 1))
 }
 reached() { # reached PORT: waits until somebody listens there
     for _ in $(seq 240); do (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null && return 0; sleep 0.5; done
@@ -83,7 +114,7 @@ assert told["outcome"] == "committed" and told["resumed_bytes"] >= int(sys.argv[
 }
 
 head -c 20000003 /dev/urandom >"$work/disk.raw"
-rows=()
+rows=() cancelled=()
 # on MACHINE ARGS: the command on a machine that shares nothing with the others but the store. Where heads cannot be
 # kept in the store, there is but one that may write.
 on() { BLOCKFERRY_STATE_DIR="$work/machine-${only:-$1}" "$ferry" "${@:2}" --json >"$work/out"; }
@@ -97,6 +128,7 @@ regions() {
     on b verify "$image/m-1$words"
     on b copy "$image/m-1$words" "s3://lab-bucket/other/m-1$words"
     on c verify "s3://lab-bucket/other/m-1$words"
+    checked "an image goes up, down and to another region"
     for ending in resume cancel; do
         # Of the first megabytes at least one is there when the fourth begins.
         BLOCKFERRY_STATE_DIR=$work/machine-a caught $((4 << 20)) "$work/disk.raw" "$image/$ending$words" \
@@ -113,7 +145,9 @@ regions() {
         else
             on b cancel "$image/cancel$words"
             says '"answer":"cancelled","decided":true,"clean":true'
+            cancelled+=("$job")
         fi
+        checked "an image whose owner was killed: $ending on another machine"
     done
     on c recover "$image$words" --apply --grace-hours 0
     says '"late":[]'
@@ -125,11 +159,34 @@ heads = {k[2] for k in keys if k[3].split(".")[0] == "head"}
 rest = [k[2] for k in keys if k[3].split(".")[0] != "head"]
 assert heads == {"cancel", "m-1", "resume"}, keys
 assert sorted(rest) == ["m-1"] * (1 + 5) + ["resume"] * (1 + 20), keys'
+    checked "of the region there is what its heads name, and nothing else"
     rm "$work/back.raw"
+}
+# seen_by TOOL ENDPOINT WORDS: what another client sees of all that, and what it writes itself
+seen_by() {
+    local key object="by-$1.raw"
+    client "$1" "$2" list >"$work/list"
+    # Who does not see what is there proves nothing by what it does not see.
+    for key in dir/disk.raw resume.raw region/images/m-1/head region/images/resume/head; do
+        grep -qF "$key" "$work/list"
+    done
+    if grep -F "${cancelled[@]/#/-e}" "$work/list"; then return 1; fi
+    client "$1" "$2" get dir/disk.raw "$work/peer.raw"
+    cmp "$work/disk.raw" "$work/peer.raw"
+    client "$1" "$2" put "$work/disk.raw" "$object"
+    # The ETag of what came in parts tells how many there were.
+    peer "$2" "etag = s3.head_object(Bucket='lab-bucket', Key='$object')['ETag']
+assert '-' in etag, etag"
+    "$ferry" copy "s3+raw://lab-bucket/$object$3" "$work/back.raw" --json >"$work/out"
+    cmp "$work/disk.raw" "$work/back.raw"
+    rm "$work/peer.raw" "$work/back.raw"
+    checked "$1 sees nothing of what was cancelled, reads our plain object, and we read its one"
 }
 # examine NAME ENDPOINT [REGION]: everything that is asked of one store
 examine() {
-    local words="?endpoint=$2&region=${3:-us-east-1}&allow_http=true"
+    local store=$1 words="?endpoint=$2&region=${3:-us-east-1}&allow_http=true"
+    export AWS_REGION=${3:-us-east-1} AWS_DEFAULT_REGION=${3:-us-east-1}
+    export RCLONE_S3_REGION=$AWS_REGION RCLONE_S3_ENDPOINT=$2
     peer "$2" 's3.create_bucket(Bucket="lab-bucket")'
     BLOCKFERRY_LAB_S3="s3://lab-bucket/conform$words" cargo test --quiet --locked --all-features \
         --test it store::conformance::a_server_of_the_lab -- --nocapture \
@@ -137,6 +194,7 @@ examine() {
     # A test of another name, or one that was skipped, proves nothing.
     grep -q 'test result: ok. 1 passed' "$work/conform.log"
     grep -q '^Proven {' "$work/conform.log"
+    checked "the store conforms"
     "$ferry" probe "s3://lab-bucket/probe$words" --json >"$work/probe.json"
     rows+=("$("$python" - "$1" "$work/probe.json" <<'PYTHON'
 import json, sys
@@ -161,9 +219,11 @@ PYTHON
     peer "$2" "s3.download_file('lab-bucket', 'dir/disk.raw', '$work/peer.raw')"
     cmp "$work/disk.raw" "$work/peer.raw"
     rm "$work/back.raw" "$work/peer.raw"
+    checked "a plain object goes up and down, and boto3 reads the same"
 
     # Killed in the middle, resumed; killed in the middle, cancelled: nothing is left.
     local ending job
+    cancelled=(cancel.raw)
     for ending in resume cancel; do
         # When the second of three parts begins, the first is there and on record.
         caught $((16 << 20)) "$work/disk.raw" "s3+raw://lab-bucket/$ending.raw$words" --rate 2MiB/s
@@ -177,13 +237,23 @@ PYTHON
             "$ferry" cancel "$job" --json >"$work/out"
             says '"answer":"cancelled","decided":true,"clean":true'
         fi
+        checked "a plain object whose copy was killed: $ending"
     done
     peer "$2" 'keys = [o["Key"] for o in s3.list_objects_v2(Bucket="lab-bucket").get("Contents", [])]
 assert sorted(keys) == ["dir/disk.raw", "resume.raw"], keys
 uploads = s3.list_multipart_uploads(Bucket="lab-bucket").get("Uploads", [])
 assert not uploads, uploads'
+    checked "of plain objects there is what was committed, and no upload"
     regions "$2" "$words" "$fencing"
-    passed=$((passed + 1))
+
+    local tool
+    for tool in aws s5cmd rclone; do
+        if is_there "$tool"; then
+            seen_by "$tool" "$2" "$words"
+        else
+            echo "left out: $tool is not installed"
+        fi
+    done
 }
 # outlives DESTINATION CHUNK_SIZE: a copy goes on while one node of three is dead, and waits while a second is stopped
 outlives() {
@@ -207,6 +277,7 @@ outlives() {
     tests/lab/stores/garage revive "$work/garage" 3
     cmp "$work/disk.raw" "$back"
     rm "$back"
+    checked "a copy to ${1%%\?*} outlives the death of one node and the silence of another"
 }
 
 port=$(free_port)
@@ -236,8 +307,9 @@ fi
 
 if command -v garage >/dev/null; then
     read -r endpoint id secret < <(tests/lab/stores/garage start "$work/garage" 2>"$work/garage.log")
-    export AWS_ACCESS_KEY_ID=$id AWS_SECRET_ACCESS_KEY=$secret AWS_DEFAULT_REGION=garage
-    examine Garage "$endpoint" garage
+    export AWS_ACCESS_KEY_ID=$id AWS_SECRET_ACCESS_KEY=$secret
+    store=Garage
+    examine "$store" "$endpoint" garage
     words="?endpoint=$endpoint&region=garage&allow_http=true"
     outlives "s3+raw://lab-bucket/outlives.raw$words" 8MiB
     outlives "s3://lab-bucket/alone/outlives$words&fencing=none" 1MiB
@@ -246,4 +318,4 @@ else
 fi
 
 printf '%s\n' "$header" "${rows[@]}"
-echo "s3: $passed stores, all as it should be"
+echo "s3: $passed checks on ${#rows[@]} stores, all as it should be"
