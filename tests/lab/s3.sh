@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Object stores that others wrote: the conformance of the store room, regions and plain objects, with copies that
-# are killed, resumed and cancelled, on moto (from PyPI), where LAB_LONG or LAB_CEPH is
+# are killed, stopped, resumed and cancelled (stores/machines.py), on moto (from PyPI), where LAB_LONG or LAB_CEPH is
 # set on Ceph RGW (from Debian), and where it is installed (`cargo install garage`) on a cluster of Garage that loses
 # nodes meanwhile. What `aws`, `s5cmd` and `rclone` see of it is asked of those of them that are there. A table tells
 # which store proved what.
@@ -254,6 +254,9 @@ assert not uploads, uploads'
             echo "left out: $tool is not installed"
         fi
     done
+    PYTHONPATH=tests/lab "$python" -B tests/lab/stores/machines.py "$ferry" "$work" "$1" "$2" "$words" "$fencing" |
+        tee "$work/machines.log"
+    passed=$((passed + $(grep -c '^ok: ' "$work/machines.log")))
 }
 # outlives DESTINATION CHUNK_SIZE: a copy goes on while one node of three is dead, and waits while a second is stopped
 outlives() {
