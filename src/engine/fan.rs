@@ -369,10 +369,6 @@ impl Table {
     fn leave(&mut self, id: u64) {
         self.legs.remove(&id);
         self.pass_over(&BTreeSet::from([id]));
-        if self.legs.len() < 2 {
-            // Nobody is left who could wait for leave, and part.
-            self.slots.clear();
-        }
     }
 
     /// Who is near those in front is one of them.
@@ -403,7 +399,9 @@ impl Table {
         let is_shared = |index: ChunkIndex| {
             self.slots.contains_key(&index.get()) || !self.takers(id, index.get()).is_empty()
         };
-        let alone = self.legs.len() == 1 || !chunks.iter().any(is_shared);
+        // Also who is the last one may find what another has read for it before that left.
+        let is_last = self.legs.len() == 1 && self.slots.is_empty();
+        let alone = is_last || !chunks.iter().any(is_shared);
         if alone && let Some(leg) = self.legs.get_mut(&id) {
             chunks.iter().for_each(|index| leg.needs.remove(index.get()));
         }
