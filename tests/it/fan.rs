@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use blockferry::engine::{Engine, Job, JobOutcome};
-use blockferry::options::{CopyOptions, Limits, Verify};
+use blockferry::options::{CopyOptions, EngineOptions, Limits, Verify};
 use blockferry::testing::{Hook, Hooked, When};
 use blockferry::{Error, ErrorKind};
 
@@ -64,7 +64,11 @@ fn assert_there(world: &World, at: &str, wanted: &[u8]) {
 
 /// An engine that shows every operation on its memory `n` to a hook.
 async fn hooked(world: &World, hook: Hook) -> Engine {
-    let engine = Engine::open(world.options()).await.unwrap();
+    hooked_with(world, hook, world.options()).await
+}
+
+async fn hooked_with(world: &World, hook: Hook, options: EngineOptions) -> Engine {
+    let engine = Engine::open(options).await.unwrap();
     for name in ["a", "b", "m"] {
         engine.register(region(name), world.region(name)).await.unwrap();
     }
@@ -260,41 +264,26 @@ async fn a_leg_whose_writes_hang_holds_up_nobody() {
     let hangs = Arc::new(AtomicBool::new(true));
     let hanging = hangs.clone();
     let hook: Hook = Arc::new(move |point| {
-        while point.operation == "write" && hanging.load(Relaxed) {
-            std::thread::sleep(Duration::from_millis(5));
+        if point.operation == "write" && hanging.load(Relaxed) {
+            tokio::task::block_in_place(|| {
+                while hanging.load(Relaxed) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            });
         }
         Ok(())
     });
-    // As many as wait in that hook at a time, and some more for the others.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(16)
-        .enable_all()
-        .build()
-        .unwrap();
-    let state = world.path("state");
-    let n = Arc::new(Hooked::new(world.region("n"), hook));
-    let regions = ["b", "m", "a"].map(|name| (name, world.region(name)));
-    let (done, told) = tokio::sync::oneshot::channel();
-    runtime.spawn(async move {
-        let options = blockferry::options::EngineOptions::new(state).with_threads(2);
-        let engine = Engine::open(options.with_memory_bytes_max(8 * CHUNK_BYTES)).await.unwrap();
-        for (name, place) in regions {
-            engine.register(region(name), place).await.unwrap();
-        }
-        engine.register(region("n"), n).await.unwrap();
-        let jobs = start(&engine, "m/disk", &["n/hangs", "b/one", "a/two"], &small()).await;
-        for job in &jobs[1..] {
-            committed(ended(job).await);
-        }
-        assert!(jobs[0].outcome().is_none());
-        hangs.store(false, Relaxed);
-        committed(ended(&jobs[0]).await);
-        done.send(()).unwrap();
-    });
-    let ended = told.await;
-    runtime.shutdown_background();
-    assert!(ended.is_ok(), "see above");
-    ["n/hangs", "b/one", "a/two"].iter().for_each(|to| assert_there(&world, to, &wanted));
+    let engine = hooked_with(&world, hook, world.options().with_memory_bytes_max(8 * CHUNK_BYTES));
+    let engine = engine.await;
+    let to = ["n/hangs", "b/one", "a/two"];
+    let jobs = start(&engine, "m/disk", &to, &small()).await;
+    for job in &jobs[1..] {
+        committed(ended(job).await);
+    }
+    assert!(jobs[0].outcome().is_none());
+    hangs.store(false, Relaxed);
+    committed(ended(&jobs[0]).await);
+    to.iter().for_each(|to| assert_there(&world, to, &wanted));
 }
 
 /// Chunks that are too large to wait are not handed over, and nobody waits for anybody.
