@@ -2,8 +2,8 @@
 //!
 //! Whoever comes to a chunk first reads it for all who will need it, and it waits in memory until
 //! they have come. There is leave for a few such chunks only; where it is used up, those in front
-//! wait for those behind, but not for long: then they part from a leg that is slow or hangs. It reads
-//! for itself, or with those who are as slow, until it is near again.
+//! wait for those behind, but not for long: then they part from a leg that is slow or hangs. It
+//! reads for itself, or with those who are as slow, until it is near again.
 //!
 //! A leg takes only what was begun to be read after it had joined, so it never gets bytes from
 //! before it was asked for.
