@@ -3,8 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use blockferry::engine::{Engine, Job, JobOutcome};
 use blockferry::options::{CopyOptions, EngineOptions, Limits, Verify};
@@ -261,15 +260,11 @@ async fn legs_that_go_on_after_a_crash_read_the_rest_once() {
 async fn a_leg_whose_writes_hang_holds_up_nobody() {
     let (wanted, world) = (mixed(), World::in_memory());
     world.m.insert(&image("disk"), wanted.clone());
-    let hangs = Arc::new(AtomicBool::new(true));
-    let hanging = hangs.clone();
+    // Nothing is ever sent: who receives waits until the other end is gone.
+    let (hangs, hanging) = crossbeam_channel::bounded::<()>(0);
     let hook: Hook = Arc::new(move |point| {
-        if point.operation == "write" && hanging.load(Relaxed) {
-            tokio::task::block_in_place(|| {
-                while hanging.load(Relaxed) {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            });
+        if point.operation == "write" {
+            tokio::task::block_in_place(|| hanging.recv().unwrap_or_default());
         }
         Ok(())
     });
@@ -281,7 +276,7 @@ async fn a_leg_whose_writes_hang_holds_up_nobody() {
         committed(ended(job).await);
     }
     assert!(jobs[0].outcome().is_none());
-    hangs.store(false, Relaxed);
+    drop(hangs);
     committed(ended(&jobs[0]).await);
     to.iter().for_each(|to| assert_there(&world, to, &wanted));
 }
