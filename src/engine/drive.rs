@@ -84,6 +84,14 @@ async fn live(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: Ends) {
             // What is staged mixes two versions of the source: it is of no use to anybody.
             roll_back(engine, entry, &ends, Why::Failed(error)).await
         }
+        (Err(error), _)
+            if error.kind() == ErrorKind::Fenced && has_committed(engine, entry, &ends).await =>
+        {
+            if entry.state() == JobState::Copying {
+                entry.enter(JobState::Committing);
+            }
+            find_committed(engine, entry, &ends).await
+        }
         (Err(error), _) => fail(engine, entry, &ends, error).await,
     };
     // The stage is let go before anybody is told: a resume may follow at once.
@@ -91,6 +99,12 @@ async fn live(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: Ends) {
     drop(ends);
     engine.retire(entry.spec.job);
     entry.end(outcome);
+}
+
+/// Whether somebody else, who has taken the job over, has committed it.
+async fn has_committed(engine: &Inner, entry: &Entry, ends: &Ends) -> bool {
+    let ended = engine.ended_unseen(&*ends.target_region, &entry.spec).await;
+    ended.is_ok_and(|state| state == JobState::Committed)
 }
 
 /// However it ended, nothing of it is under way any more. What is decided stays so.

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::memory::{Memory, Room};
+use crate::engine::patience::Patience;
 use crate::geometry::{ChunkIndex, ChunkRun, Geometry};
 use crate::job::{Endpoint, Fingerprint, JobSpec};
 use crate::plan::ChunkSet;
@@ -25,9 +26,6 @@ use crate::seal::Seal;
 
 /// How long the legs of one fan-out wait for each other at the start.
 const GATHER_TIME: Duration = Duration::from_secs(5);
-/// What a leg spends on waiting for those behind: so much, and that part of its time so far.
-const PATIENCE_FIRST: Duration = Duration::from_secs(1);
-const PATIENCE_PART: u32 = 10;
 /// How long one waits for a chunk that another is reading, before one of those who wait reads it
 /// once more: so long, and for its bytes as long as a slow source takes.
 const HANDING_TIME: Duration = Duration::from_secs(10);
@@ -266,37 +264,19 @@ impl Claim {
     }
 }
 
+impl Claim {
+    /// Leaves it to the others to read it for themselves; we come by it without them.
+    pub(crate) fn withdraw(self) {
+        let (fan, id, index) = (self.fan.clone(), self.id, self.index);
+        drop(self);
+        fan.done(id, index);
+    }
+}
+
 impl Drop for Claim {
     fn drop(&mut self) {
         if let Some((number, _)) = self.show.take() {
             self.fan.give_up(self.index, number);
-        }
-    }
-}
-
-/// Time that a leg has spent on waiting for others, counted once however many of its tasks wait.
-#[derive(Debug, Default)]
-struct Patience {
-    spent: Duration,
-    waiting: u32,
-    since: Option<Instant>,
-}
-
-impl Patience {
-    /// Somebody begins to wait; returns for how long at most.
-    fn begin(&mut self, joined: Instant, now: Instant) -> Duration {
-        self.waiting += 1;
-        let since = *self.since.get_or_insert(now);
-        let allowed = PATIENCE_FIRST + (now - joined) / PATIENCE_PART;
-        allowed.saturating_sub(self.spent + (now - since))
-    }
-
-    fn end(&mut self, now: Instant) {
-        self.waiting -= 1;
-        if self.waiting == 0
-            && let Some(since) = self.since.take()
-        {
-            self.spent += now - since;
         }
     }
 }
@@ -360,10 +340,11 @@ impl Table {
         id
     }
 
-    /// How many legs have joined since then, those that have left again among them.
+    /// How many legs are there, or have joined since then and left again.
     fn came_since(&self, since: Option<Instant>) -> u32 {
         let since = |joined: &&Instant| since.is_none_or(|since| **joined >= since);
-        u32::try_from(self.joins.iter().filter(since).count()).unwrap_or(u32::MAX)
+        let came = self.joins.iter().filter(since).count().max(self.legs.len());
+        u32::try_from(came).unwrap_or(u32::MAX)
     }
 
     fn leave(&mut self, id: u64) {
@@ -472,7 +453,8 @@ impl Table {
     fn part(&mut self, id: u64) {
         let oldest = self.slots.iter().min_by_key(|(_, slot)| slot.number);
         let Some((index, slot)) = oldest.map(|(index, slot)| (*index, slot)) else { return };
-        let behind = slot.takers.clone();
+        let mut behind = slot.takers.clone();
+        behind.remove(&id);
         for (_, leg) in self.legs.iter_mut().filter(|(other, _)| behind.contains(other)) {
             leg.parted_from.insert(id);
         }
@@ -495,6 +477,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine::patience::FIRST as PATIENCE_FIRST;
     use crate::job::sample_spec;
     use crate::plan::Plan;
     use crate::seal::seal;
@@ -668,17 +651,6 @@ mod tests {
         halt.cancel();
         hands[0].gather(3, &halt).await;
         assert_eq!(began.elapsed(), GATHER_TIME, "halted");
-    }
-
-    #[test]
-    fn patience_is_spent_once_however_many_wait() {
-        let (mut patience, start) = (Patience::default(), Instant::now());
-        let at = |ms| start + Duration::from_millis(ms);
-        assert_eq!(patience.begin(start, at(0)), PATIENCE_FIRST);
-        assert_eq!(patience.begin(start, at(500)), Duration::from_millis(550));
-        patience.end(at(600));
-        patience.end(at(800));
-        assert_eq!(patience.begin(start, at(10_000)), Duration::from_millis(2000 - 800));
     }
 
     proptest! {

@@ -15,6 +15,7 @@ mod ledger;
 mod memory;
 mod metrics;
 mod offload;
+mod patience;
 mod pool;
 mod progress;
 mod retry;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{CopyRequest, Job, JobOutcome};
@@ -134,11 +134,11 @@ async fn live(inner: &Arc<Inner>, copy: &Arc<Copy>, leg: &LegTask) {
         if !may_pass || attempt == ATTEMPTS_MAX {
             return give_up(inner, copy, &error).await;
         }
-        tokio::select! {
-            () = sleep(RETRY_DELAY * 2_u32.pow(attempt - 1)) => {}
-            () = leg.is_asked() => if leg.is_cancelled().await {
+        let again = Instant::now() + RETRY_DELAY * 2_u32.pow(attempt - 1);
+        while let Ok(()) = timeout_at(again, leg.is_asked()).await {
+            if leg.is_cancelled().await {
                 return;
-            },
+            }
         }
         attempt += 1;
     }
@@ -261,7 +261,8 @@ impl Inner {
             }
         }
         let running = self.shown().copy(job).filter(|c| c.state == CopyState::Running).cloned();
-        if let Some(copy) = running.filter(|_| !self.is_closing()) {
+        let begun = self.legs().contains_key(&job);
+        if let Some(copy) = running.filter(|_| !begun && !self.is_closing()) {
             self.begin(copy, 1);
         }
     }

@@ -8,8 +8,8 @@
 //! * A start answers when it is durable, and before a byte has moved. So many copies to a region
 //!   run at once; the others wait in the order in which they came.
 //! * A list of targets makes one copy each, in one transaction. Each is a job of its own in the
-//!   engine and commits, lags, fails or is cancelled on its own; each reads the source itself (from
-//!   the page cache, as a rule) and hashes what it moves.
+//!   engine and commits, lags, fails or is cancelled on its own; the source is read and hashed once
+//!   for all that begin together.
 //! * Each target's image is encrypted under a key of its own region, if it is to be. A copy of an
 //!   encrypted image stays encrypted: under a key that is asked for, or under the same one where
 //!   the target's region knows it. It comes to lie in clear in no way.

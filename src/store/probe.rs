@@ -277,7 +277,15 @@ impl Probe {
         }
         let clear = match winners.as_slice() {
             [text] => self.holds(key, text.as_bytes()).await?,
-            [] if !unclear.is_empty() => self.holds_one(key, &unclear).await?,
+            [] if unclear.len() == 1 => self.holds(key, unclear[0].as_bytes()).await?,
+            [] if !unclear.is_empty() => {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "race for an object: no clear answer",
+                )
+                .within(self.store.location())
+                .retryable(true));
+            }
             _ => false,
         };
         if !clear {
@@ -287,18 +295,6 @@ impl Probe {
             ));
         }
         Ok(clear)
-    }
-
-    /// Whether one of them has won though it was not told so. If not, nobody knows who has.
-    async fn holds_one(&self, key: &str, texts: &[String]) -> Result<bool> {
-        for text in texts {
-            if self.holds(key, text.as_bytes()).await? {
-                return Ok(true);
-            }
-        }
-        Err(Error::new(ErrorKind::Unavailable, "race for an object: no answer was clear")
-            .within(self.store.location())
-            .retryable(true))
     }
 
     async fn copies(&mut self) {

@@ -37,11 +37,11 @@ pub(super) async fn copy_image(
     api: &Api,
     caller: &Caller,
     asked: &Parameters,
-    nonce: &str,
+    once: &str,
 ) -> Result<Value, Fault> {
     let region = asked.mandatory("RegionId")?;
     let image = asked.mandatory("ImageId")?;
-    let token = token(caller, asked, nonce)?;
+    let token = token(caller, asked, once)?;
     let legs = api.service.replayed(&token).map_err(|told| faults::of_copy(&told))?;
     if let Some(leg) = legs.as_ref().and_then(|legs| legs.first()) {
         return Ok(json!({"ImageId": leg.target.image.as_str()}));
@@ -79,9 +79,9 @@ pub(super) async fn copy_image(
     Ok(json!({"ImageId": made.as_str()}))
 }
 
-/// The caller's token. Without one it is the nonce: who sends the same request once more when that
-/// is not remembered, after a restart, is told of the same copy and starts no other.
-fn token(caller: &Caller, asked: &Parameters, nonce: &str) -> Result<Token, Fault> {
+/// The caller's token. Without one it is the nonce with its time: who sends the same request once
+/// more when that is not remembered, after a restart, is told of the same copy and starts no other.
+fn token(caller: &Caller, asked: &Parameters, once: &str) -> Result<Token, Fault> {
     // A token is of one account and one call. [C]
     let (scope, text) = match asked.find("ClientToken") {
         Some(text) => {
@@ -89,7 +89,7 @@ fn token(caller: &Caller, asked: &Parameters, nonce: &str) -> Result<Token, Faul
             (format!("alibaba CopyImage {}", caller.project), text.to_owned())
         }
         None => {
-            let digest = blake3::hash(nonce.as_bytes()).to_hex().to_string();
+            let digest = blake3::hash(once.as_bytes()).to_hex().to_string();
             (format!("alibaba CopyImage nonce {}", caller.key), digest)
         }
     };

@@ -47,11 +47,15 @@ pub(crate) async fn answer(api: &Api, request: &Request, id: &str) -> Reply {
         let fault = faults::of_trouble(Trouble::Malformed);
         return fault_reply(shape, &fault, host, id, call, key);
     };
-    let nonce = match scheme {
-        Scheme::AlibabaAcs3 => request.header("x-acs-signature-nonce"),
-        _ => parameters.find("SignatureNonce"),
+    let (nonce, time) = match scheme {
+        Scheme::AlibabaAcs3 => {
+            (request.header("x-acs-signature-nonce"), request.header("x-acs-date"))
+        }
+        _ => (parameters.find("SignatureNonce"), parameters.find("Timestamp")),
     };
-    let answered = call_of(api, call, &entry, &parameters, nonce.unwrap_or_default()).await;
+    // A nonce may come again when its time is over.
+    let once = format!("{} {}", time.unwrap_or_default(), nonce.unwrap_or_default());
+    let answered = call_of(api, call, &entry, &parameters, &once).await;
     match answered {
         Ok(mut fields) => {
             fields["RequestId"] = id.into();
@@ -78,10 +82,10 @@ async fn call_of(
     call: &str,
     entry: &Entry,
     parameters: &Parameters,
-    nonce: &str,
+    once: &str,
 ) -> Result<Value, Fault> {
     match call {
-        "CopyImage" => calls::copy_image(api, &entry.caller, parameters, nonce).await,
+        "CopyImage" => calls::copy_image(api, &entry.caller, parameters, once).await,
         "CancelCopyImage" => calls::cancel_copy_image(api, &entry.caller, parameters).await,
         "DescribeImages" => calls::describe_images(api, &entry.caller, parameters),
         "DeleteImage" => calls::delete_image(api, &entry.caller, parameters).await,

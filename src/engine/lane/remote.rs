@@ -89,14 +89,19 @@ async fn come_by(run: &Arc<Run>, ways: &Ways, index: ChunkIndex) -> Result<Come>
             }
             room = hand.wait(reserve(run)).await.transpose()?.flatten();
             if room.is_none() {
-                if let Some(ends) = &ways.ends {
+                // Nobody is to wait for what waits itself.
+                claim.take().into_iter().for_each(Claim::withdraw);
+                if let Some(ends) = ways.ends.as_ref().filter(|_| !run.halt.is_cancelled()) {
                     run.gates.give_back(len);
                     return Ok(Come::Alone(ends.clone()));
                 }
                 room = reserve(run).await?;
             }
         }
-        let Some(room) = room else { break };
+        let Some(room) = room else {
+            run.gates.give_back(len);
+            break;
+        };
         match read(run, index, room).await {
             Ok(chunk) => {
                 claim.into_iter().for_each(|claim| claim.show(&chunk));

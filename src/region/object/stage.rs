@@ -444,7 +444,8 @@ impl Stage {
         heart.progress = Some(progress.clone());
         heart.let_go = has_stopped(progress.state);
         let now = self.inner().budget.take(self.shared.options.beat) || heart.let_go;
-        if !now || self.ended.is_cancelled() {
+        let is_fenced = self.inner().standing == Standing::Fenced;
+        if !now || self.ended.is_cancelled() || is_fenced {
             return Ok(());
         }
         heart.beat(&*self.shared.store, self.shared.register.swaps()).await.map(|_| ())

@@ -203,7 +203,8 @@ async fn a_machine_that_was_stopped_and_goes_on_is_fenced_and_damages_nothing() 
     committed(ended(&resumed).await);
     one.requests.hook(|_| Fate::Answered);
     cloud.model.land_all();
-    ended(&job).await;
+    // It is told how its job has ended.
+    committed(ended(&job).await);
     let down = two.engine.copy(request("bucket/m-1", "own/back", small())).await.unwrap();
     committed(ended(&down).await);
     assert_eq!(two.own.bytes(&image("back")).unwrap(), source());
