@@ -225,12 +225,13 @@ PYTHON
     local ending job
     cancelled=(cancel.raw)
     for ending in resume cancel; do
-        # When the second of three parts begins, the first is there and on record.
-        caught $((16 << 20)) "$work/disk.raw" "s3+raw://lab-bucket/$ending.raw$words" --rate 2MiB/s
+        # When the second of three parts begins, the first is there and on record. Any of them may be the
+        # first; the smallest is the last one of the image.
+        caught $(((8 << 20) + 1)) "$work/disk.raw" "s3+raw://lab-bucket/$ending.raw$words" --rate 2MiB/s
         if [ "$ending" = resume ]; then
             "$ferry" limit "$job" --rate none --json >"$work/out"
             "$ferry" resume "$job" --json >"$work/out"
-            resumed $((8 << 20))
+            resumed $((3 << 20))
             peer "$2" "s3.download_file('lab-bucket', 'resume.raw', '$work/peer.raw')"
             cmp "$work/disk.raw" "$work/peer.raw"
         else
