@@ -13,7 +13,7 @@ use crate::engine::run::{End, Start, copy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{JobState, Receipt};
 use crate::options::Limits;
-use crate::region::{Outcome, Region, Source, Target, Vote};
+use crate::region::{Located, Outcome, Region, Source, Target, Vote};
 
 /// How often the owner looks for wishes: a cancel from another process is noticed within 100 ms.
 const ATTEND_INTERVAL: Duration = Duration::from_millis(80);
@@ -85,7 +85,7 @@ async fn live(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: Ends) {
             roll_back(engine, entry, &ends, Why::Failed(error)).await
         }
         (Err(error), _)
-            if error.kind() == ErrorKind::Fenced && has_committed(engine, entry, &ends).await =>
+            if error.kind() == ErrorKind::Fenced && is_committed_elsewhere(entry, &ends).await =>
         {
             if entry.state() == JobState::Copying {
                 entry.enter(JobState::Committing);
@@ -101,10 +101,17 @@ async fn live(engine: &Arc<Inner>, entry: &Arc<Entry>, ends: Ends) {
     entry.end(outcome);
 }
 
-/// Whether somebody else, who has taken the job over, has committed it.
-async fn has_committed(engine: &Inner, entry: &Entry, ends: &Ends) -> bool {
-    let ended = engine.ended_unseen(&*ends.target_region, &entry.spec).await;
-    ended.is_ok_and(|state| state == JobState::Committed)
+/// Whether somebody else, who has taken the job over, has committed it, and that is durable.
+async fn is_committed_elsewhere(entry: &Entry, ends: &Ends) -> bool {
+    let (job, image) = (entry.spec.job, &entry.spec.target.image);
+    // Only of what tells its job: what has not committed must not be cancelled here.
+    match ends.target_region.locate(image).await {
+        Ok(Located::Committed(Some(found))) if found == job => {}
+        _ => return false,
+    }
+    // Order: its commit may be seen and not durable yet; the region sees to that before it answers.
+    let vote = ends.target_region.cancel(job, image).await;
+    matches!(vote, Ok(Vote::Committed | Vote::Unknown))
 }
 
 /// However it ended, nothing of it is under way any more. What is decided stays so.
