@@ -262,9 +262,7 @@ impl Claim {
             self.fan.done(self.id, self.index);
         }
     }
-}
 
-impl Claim {
     /// Leaves it to the others to read it for themselves; we come by it without them.
     pub(crate) fn withdraw(self) {
         let (fan, id, index) = (self.fan.clone(), self.id, self.index);
