@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use crate::disk::{Dir, File, default_file_mode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::ByteRange;
+use crate::geometry::{ByteRange, to_u64};
 use crate::id::JobId;
 use crate::journal::{Journal, Prepared, Settlement, settle};
 use crate::manifest::Manifest;
-use crate::region::{Outcome, Restored};
+use crate::region::{CELL_BYTES, Outcome, Restored};
 use crate::sabotage;
+use crate::seal::is_zero;
 use crate::sync;
 
 use super::{DATA, Held, IMAGE, Layout, MANIFEST, Owned, RECORDS, Stage, StageStore};
@@ -154,6 +155,23 @@ impl OwnedStage {
 impl Owned for OwnedStage {
     fn held(&self) -> &Held {
         &self.held
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        // Zeros within a chunk stay holes, as those do that the local lane comes upon.
+        let held: Vec<bool> = bytes.chunks(CELL_BYTES).map(|cell| !is_zero(cell)).collect();
+        let mut rest = bytes;
+        for run in held.chunk_by(PartialEq::eq) {
+            let at = offset + to_u64(bytes.len() - rest.len());
+            let (part, behind) = rest.split_at(rest.len().min(run.len() * CELL_BYTES));
+            if run[0] {
+                self.held.data.write_at(at, part)?;
+            } else {
+                self.write_zeroes(ByteRange::new(at, to_u64(part.len())))?;
+            }
+            rest = behind;
+        }
+        Ok(())
     }
 
     fn write_zeroes(&self, range: ByteRange) -> Result<()> {

@@ -106,6 +106,11 @@ impl Held {
 pub(crate) trait Owned: Debug + Send + Sync + 'static {
     fn held(&self) -> &Held;
 
+    /// Writes the bytes of a chunk in clear.
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.held().data.write_at(offset, bytes)
+    }
+
     /// Makes the range read as zeros.
     fn write_zeroes(&self, range: ByteRange) -> Result<()>;
 
@@ -210,7 +215,7 @@ impl<O: Owned> Target for JournaledTarget<O> {
             let held = owned.held();
             match &held.encrypted {
                 Some(encrypted) => encrypted.write_chunk(&held.data, &chunk)?,
-                None => held.data.write_at(chunk.range().offset, chunk.data())?,
+                None => owned.write(chunk.range().offset, chunk.data())?,
             }
             Ok(chunk.written())
         })
