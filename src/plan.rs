@@ -489,6 +489,40 @@ mod tests {
     }
 
     #[test]
+    fn what_is_to_copy_is_what_has_data_and_was_not_handed_out() {
+        let geometry = geometry(200 * CHUNK);
+        let mut planner = Planner::new(geometry);
+        planner.durable(run(70, 3));
+        let extents = [(60, ExtentKind::Data), (4, ExtentKind::Zero), (136, ExtentKind::Data)];
+        feed(&mut planner, &extents.map(|(count, kind)| (count * CHUNK, kind)));
+        let mut plan = planner.finish().unwrap();
+        assert!(plan.hold_back(ChunkIndex::new(130)));
+        for handed_out in [0, 10] {
+            if handed_out > 0 {
+                plan.next(handed_out * CHUNK);
+            }
+            let mut set = plan.to_copy();
+            let is_in = |index: u32| {
+                u64::from(index) >= handed_out
+                    && !(60..64).contains(&index)
+                    && !(70..73).contains(&index)
+                    && index != 130
+                    && index < 200
+            };
+            let held = |set: &ChunkSet| -> Vec<u32> {
+                (0..300).filter(|index| set.holds(*index)).collect()
+            };
+            let mut expected: Vec<u32> = (0..300).filter(|index| is_in(*index)).collect();
+            assert_eq!(held(&set), expected);
+            for index in [0, 1, 63, 64, 65, 127, 128, 130, 199, 200, 10_000] {
+                set.remove(index);
+                expected.retain(|kept| *kept != index);
+                assert_eq!(held(&set), expected, "without {index}");
+            }
+        }
+    }
+
+    #[test]
     fn chunks_to_rewrite_are_planned_as_mixed() {
         let geometry = geometry(200 * CHUNK - 5);
         let mut plan = Plan::only(geometry, [199, 3, 64, 63, 3].map(ChunkIndex::new));

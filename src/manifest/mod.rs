@@ -423,6 +423,45 @@ mod tests {
     }
 
     #[test]
+    fn attributes_as_many_and_as_long_as_may_be_come_back() {
+        let mut attributes: BTreeMap<_, _> =
+            (1..options::ATTRIBUTE_COUNT_MAX).map(|n| (format!("{n:02}"), String::new())).collect();
+        let value = "v".repeat(options::ATTRIBUTE_VALUE_LEN_MAX);
+        attributes.insert("k".repeat(options::ATTRIBUTE_KEY_LEN_MAX), value);
+        let manifest = Manifest::new(table(&[], 0), None, attributes).unwrap();
+        assert_eq!(decoded(&encoded(&manifest)).unwrap(), manifest);
+    }
+
+    /// Takes what is written, and notes how much at a time.
+    #[derive(Default)]
+    struct Pieces(Vec<usize>);
+
+    impl Write for Pieces {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.push(bytes.len());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_large_manifest_is_written_in_few_pieces_and_none_is_large() {
+        let chunks: Vec<_> = (0..10_000).map(Some).collect();
+        let mut pieces = Pieces::default();
+        Manifest::new(table(&chunks, 1), None, BTreeMap::new())
+            .unwrap()
+            .encode_to(&mut pieces)
+            .unwrap();
+        let bytes: usize = pieces.0.iter().sum();
+        assert!(bytes > 4 * BUFFER_BYTES, "{bytes}");
+        assert!(pieces.0.iter().all(|piece| *piece <= BUFFER_BYTES), "{:?}", pieces.0);
+        assert!(pieces.0.len() <= 2 * bytes / BUFFER_BYTES, "{} pieces", pieces.0.len());
+    }
+
+    #[test]
     fn every_flip_of_a_byte_is_refused() {
         let bytes = encoded(&small());
         for at in 0..bytes.len() {

@@ -1,19 +1,24 @@
 //! Does every region keep the contract, and what does a directory region do with hostile folders?
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
 use std::{env, fs};
 
 use blockferry::error::{Error, ErrorKind, Result};
-use blockferry::geometry::{ChunkSize, Geometry};
+use blockferry::geometry::{ByteRange, ChunkSize, Geometry};
 use blockferry::id::{ImageId, JobId};
 use blockferry::job::{Endpoint, Fingerprint, JobSpec};
 use blockferry::region::{DirRegion, Region};
 use blockferry::testing::{Fixture, Hooked, Place, Point, When, conformance};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::places::{Device, Dir, File, LOOP_DEVICES, Memory, below, skipped};
+use crate::world::{World, noise};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_region_conforms() {
@@ -212,6 +217,134 @@ async fn a_stage_that_is_a_symlink_is_refused() {
     assert_eq!(kind(region.stage(&job).await), ErrorKind::Denied);
     assert_eq!(kind(region.cancel(job.job, &job.target.image).await), ErrorKind::Denied);
     hostile.check_outside();
+}
+
+/// Exchanges two names for as long as it lives; nothing else happens to what they lead to.
+struct Swapper {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Swapper {
+    fn start(one: PathBuf, other: PathBuf) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                // What is just being removed cannot be exchanged.
+                let _ = renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE);
+                thread::yield_now();
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Swapper {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+/// Names and bytes of all that lies below.
+fn tree(root: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    let read = |path: &PathBuf| path.is_file().then(|| fs::read(path).unwrap());
+    below(root).unwrap().into_iter().map(|path| (path.clone(), read(&path))).collect()
+}
+
+/// Region `a` with an image, and region `b`, which has all that somebody whom a link leads there
+/// could read or remove: an image of that name, and a job of the id that is asked for.
+async fn with_another_region() -> (World, Vec<u8>) {
+    let world = World::in_memory();
+    let engine = world.engine().await;
+    let ours = noise(1, 70_000);
+    world.put(&engine, &ours, "a/disk").await;
+    world.put(&engine, &noise(2, 70_000), "b/disk").await;
+    drop(world.region("b").stage(&spec("theirs")).await.unwrap());
+    (world, ours)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_symlink_that_is_swapped_for_an_image_at_any_moment_leads_nowhere() {
+    let (world, ours) = with_another_region().await;
+    let (there, kept) = (world.path("b"), tree(&world.path("b")));
+    let (name, link, spare) = (world.path("a/disk"), world.path("link"), world.path("spare"));
+    symlink(there.join("disk"), &link).unwrap();
+    let (region, image) = (world.region("a"), "disk".parse().unwrap());
+    let swapper = Swapper::start(name.clone(), link.clone());
+    let (mut opened, mut refused) = (0, 0);
+    while opened + refused < 10_000 || opened == 0 || refused == 0 {
+        match region.open(&image).await {
+            Ok(source) => {
+                let read = source.read_at(ByteRange::new(0, 70_000)).await.unwrap();
+                assert!(read[..] == ours[..], "bytes from outside the region");
+                opened += 1;
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+                refused += 1;
+            }
+        }
+    }
+    drop(swapper);
+    for removed in 0..200 {
+        for path in [&name, &link, &spare] {
+            drop(fs::remove_file(path));
+            drop(fs::remove_dir_all(path));
+        }
+        fs::create_dir(&spare).unwrap();
+        for file in ["data", "manifest"] {
+            fs::copy(there.join("disk").join(file), spare.join(file)).unwrap();
+        }
+        fs::rename(&spare, &name).unwrap();
+        symlink(there.join("disk"), &link).unwrap();
+        let swapper = Swapper::start(name.clone(), link.clone());
+        if let Err(error) = region.remove(&image).await {
+            let known = [ErrorKind::Denied, ErrorKind::NotFound, ErrorKind::Busy];
+            assert!(known.contains(&error.kind()), "{removed}: {error}");
+        }
+        drop(swapper);
+        assert!(tree(&there) == kept, "{removed}: something outside the region was changed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_symlink_that_is_swapped_for_our_folders_at_any_moment_leads_nowhere() {
+    let (world, _) = with_another_region().await;
+    let (there, kept) = (world.path("b"), tree(&world.path("b")));
+    for ours in [".blockferry", ".blockferry/stage"] {
+        let (name, link) = (world.path("a").join(ours), world.path("link"));
+        symlink(there.join(ours), &link).unwrap();
+        let region = world.region("a");
+        let swapper = Swapper::start(name, link.clone());
+        let (mut staged, mut refused) = (0, 0);
+        while staged + refused < 500 || staged == 0 || refused == 0 {
+            let jobs = region.jobs().await.unwrap_or_default();
+            let theirs = jobs.iter().any(|job| job.spec.target.image.as_str() == "theirs");
+            assert!(!theirs, "a job from outside the region");
+            drop(region.cancel(spec("theirs").job, &"theirs".parse().unwrap()).await);
+            drop(region.recover(None).await);
+            match region.stage(&spec("ours")).await {
+                Ok(target) => {
+                    drop(target.begin().await);
+                    drop(target.discard().await);
+                    staged += 1;
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        drop(swapper);
+        if link.is_dir() && !link.is_symlink() {
+            renameat_with(CWD, &link, CWD, world.path("a").join(ours), RenameFlags::EXCHANGE)
+                .unwrap();
+        }
+        fs::remove_file(&link).unwrap();
+        assert!(tree(&there) == kept, "{ours}: something outside the region was changed");
+    }
 }
 
 #[tokio::test]
