@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::memory::{Memory, Room};
 use crate::engine::patience::Patience;
-use crate::geometry::{ChunkIndex, ChunkRun, Geometry};
+use crate::geometry::{ChunkIndex, ChunkRun, Geometry, to_u64};
 use crate::job::{Endpoint, Fingerprint, JobSpec};
 use crate::plan::ChunkSet;
 use crate::seal::Seal;
@@ -27,7 +27,7 @@ use crate::seal::Seal;
 /// How long the legs of one fan-out wait for each other at the start.
 const GATHER_TIME: Duration = Duration::from_secs(5);
 /// How long one waits for a chunk that another is reading, before one of those who wait reads it
-/// once more: so long, and for its bytes as long as a slow source takes.
+/// once more: so long, and for its bytes, and those read beside it, as long as a slow source takes.
 const HANDING_TIME: Duration = Duration::from_secs(10);
 const SLOW_BYTES_PER_SEC: u64 = 256 << 10;
 /// For a leg that is further behind nothing is kept.
@@ -49,7 +49,14 @@ impl Chunk {
 
 /// The fan-outs of an engine.
 #[derive(Debug, Default)]
-pub(crate) struct Fans(Mutex<Vec<Weak<Fan>>>);
+pub(crate) struct Fans(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    fans: Vec<Weak<Fan>>,
+    /// Those that a leg has come to of late: it is known to have come, also when it is gone again.
+    fresh: Vec<(Instant, Arc<Fan>)>,
+}
 
 /// What makes bytes the same: the image, as it was when it was looked at, and how it is cut.
 #[derive(Debug, PartialEq, Eq)]
@@ -70,34 +77,47 @@ struct Fan {
 impl Fans {
     /// Joins those who copy the same image, as one who has these chunks to copy.
     pub(crate) fn join(&self, spec: &JobSpec, memory: &Arc<Memory>, needs: ChunkSet) -> Hand {
+        let fan = self.find(spec, memory);
+        let id = fan.table().join(needs);
+        fan.changed.notify_waiters();
+        Hand { fan, id, began: Instant::now(), patience: Mutex::default() }
+    }
+
+    /// Tells them not to wait for a leg that copies without them.
+    pub(crate) fn pass(&self, spec: &JobSpec, memory: &Arc<Memory>) {
+        let fan = self.find(spec, memory);
+        fan.table().came();
+        fan.changed.notify_waiters();
+    }
+
+    fn find(&self, spec: &JobSpec, memory: &Arc<Memory>) -> Arc<Fan> {
         let key = Key {
             source: spec.source.clone(),
             fingerprint: spec.fingerprint.clone(),
             geometry: spec.geometry,
         };
-        let mut fans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        fans.retain(|fan| fan.strong_count() > 0);
-        let known = fans.iter().filter_map(Weak::upgrade).find(|fan| fan.key == key);
-        let fan = known.unwrap_or_else(|| {
-            let near = NEAR_BYTES / key.geometry.chunk_size().bytes();
-            let table = Table::new(u32::try_from(near.max(NEAR_CHUNKS_MIN)).unwrap_or(u32::MAX));
-            let fan = Fan {
-                key,
-                memory: memory.clone(),
-                table: Mutex::new(table),
-                changed: Notify::new(),
-            };
-            let fan = Arc::new(fan);
-            fans.push(Arc::downgrade(&fan));
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        known.fresh.retain(|(came, _)| *came + GATHER_TIME >= now);
+        known.fans.retain(|fan| fan.strong_count() > 0);
+        let found = known.fans.iter().filter_map(Weak::upgrade).find(|fan| fan.key == key);
+        let fan = found.unwrap_or_else(|| {
+            let fan = Arc::new(Fan::new(key, memory.clone()));
+            known.fans.push(Arc::downgrade(&fan));
             fan
         });
-        let id = fan.table().join(needs);
-        fan.changed.notify_waiters();
-        Hand { fan, id, began: Instant::now(), patience: Mutex::default() }
+        known.fresh.push((now, fan.clone()));
+        fan
     }
 }
 
 impl Fan {
+    fn new(key: Key, memory: Arc<Memory>) -> Self {
+        let near = NEAR_BYTES / key.geometry.chunk_size().bytes();
+        let near = u32::try_from(near.max(NEAR_CHUNKS_MIN)).unwrap_or(u32::MAX);
+        Self { key, memory, table: Mutex::new(Table::new(near)), changed: Notify::new() }
+    }
+
     fn done(&self, id: u64, index: u32) {
         self.table().done(id, index);
         self.changed.notify_waiters();
@@ -193,13 +213,14 @@ impl Hand {
         }
     }
 
-    /// Waits for room as long as patience lasts; after that nothing is kept for anybody.
+    /// Waits for room as long as patience lasts; after that nothing that takes room is kept for
+    /// anybody.
     pub(crate) async fn wait<T>(&self, room: impl Future<Output = T>) -> Option<T> {
         let left = self.patience().begin(self.began, Instant::now());
         let found = timeout(left, room).await.ok();
         self.patience().end(Instant::now());
         if found.is_none() {
-            self.fan.table().slots.clear();
+            self.fan.table().slots.retain(|_, slot| slot.chunk.borrow().is_none());
             self.fan.changed.notify_waiters();
         }
         found
@@ -230,8 +251,10 @@ pub(crate) struct Taking {
 impl Taking {
     /// The chunk; `None`: who was reading it has failed, or takes too long. Then one asks again.
     pub(crate) async fn taken(mut self) -> Option<Arc<Chunk>> {
-        let bytes = self.fan.key.geometry.chunk_size().bytes();
-        let patience = HANDING_TIME + Duration::from_secs(bytes / SLOW_BYTES_PER_SEC);
+        // All that are being read share what the source gives.
+        let under_way = to_u64(self.fan.table().slots.len()) + 1;
+        let bytes = self.fan.key.geometry.chunk_size().bytes() * under_way;
+        let patience = HANDING_TIME + Duration::from_millis(bytes * 1000 / SLOW_BYTES_PER_SEC);
         let taken = match timeout(patience, self.chunk.wait_for(Option::is_some)).await {
             Ok(Ok(chunk)) => chunk.clone(),
             Ok(Err(_)) | Err(_) => None,
@@ -285,9 +308,10 @@ struct Table {
     legs: BTreeMap<u64, Leg>,
     /// By chunk; each waits for somebody.
     slots: BTreeMap<u32, Slot>,
-    /// How many legs have ever joined, and when the latest did.
+    /// How many legs have ever joined.
     joined: u64,
-    joins: Vec<Instant>,
+    /// When legs came of late.
+    came: Vec<Instant>,
     /// How many reads for others were begun.
     claims: u64,
     near_chunks: u32,
@@ -324,24 +348,30 @@ enum Asked {
 impl Table {
     fn new(near_chunks: u32) -> Self {
         let (legs, slots) = (BTreeMap::new(), BTreeMap::new());
-        Self { legs, slots, joined: 0, joins: Vec::new(), claims: 0, near_chunks }
+        Self { legs, slots, joined: 0, came: Vec::new(), claims: 0, near_chunks }
     }
 
     fn join(&mut self, needs: ChunkSet) -> u64 {
-        let (id, now) = (self.joined, Instant::now());
+        let id = self.joined;
         self.joined += 1;
-        self.joins.retain(|joined| *joined + GATHER_TIME >= now);
-        self.joins.push(now);
+        self.came();
         let claims_before = self.claims;
         let parted_from = BTreeSet::new();
         self.legs.insert(id, Leg { needs, at: 0, parted_from, claims_before });
         id
     }
 
-    /// How many legs are there, or have joined since then and left again.
+    /// A leg is here, or is known to go without the others.
+    fn came(&mut self) {
+        let now = Instant::now();
+        self.came.retain(|came| *came + GATHER_TIME >= now);
+        self.came.push(now);
+    }
+
+    /// How many legs are there, or have come since then and left again.
     fn came_since(&self, since: Option<Instant>) -> u32 {
-        let since = |joined: &&Instant| since.is_none_or(|since| **joined >= since);
-        let came = self.joins.iter().filter(since).count().max(self.legs.len());
+        let since = |came: &&Instant| since.is_none_or(|since| **came >= since);
+        let came = self.came.iter().filter(since).count().max(self.legs.len());
         u32::try_from(came).unwrap_or(u32::MAX)
     }
 
@@ -566,6 +596,37 @@ mod tests {
         assert!(copies(&memory, &hands[2], 0).await, "it reads for itself");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_leg_that_goes_without_the_others_or_has_left_is_not_waited_for() {
+        let spec = JobSpec { geometry: cut(CHUNKS), ..sample_spec() };
+        let (memory, fans) = (Arc::new(Memory::new(1 << 30)), Fans::default());
+        let began = Instant::now();
+        drop(fans.join(&spec, &memory, all(CHUNKS)));
+        fans.pass(&spec, &memory);
+        let hand = fans.join(&spec, &memory, all(CHUNKS));
+        hand.gather(3, &CancellationToken::new()).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        hand.gather(4, &CancellationToken::new()).await;
+        assert_eq!(began.elapsed(), GATHER_TIME, "a fourth is still to come");
+    }
+
+    /// Three read beside each other from a slow source, each three times as long.
+    #[tokio::test(start_paused = true)]
+    async fn reads_beside_each_other_are_given_the_time_of_all() {
+        let (memory, hands) = legs(2, 64);
+        let mut claims = Vec::new();
+        for index in 0..3 {
+            let Turn::Read(claim) = turn(&hands[0], index).await else { panic!("nobody has it") };
+            claims.push(claim);
+        }
+        let Turn::Take(taking) = turn(&hands[1], 0).await else { panic!("it is being read") };
+        let began = Instant::now();
+        assert!(taking.taken().await.is_none());
+        let (took, three) = (began.elapsed(), 3 * cut(CHUNKS).chunk_size().bytes());
+        assert_eq!(took, HANDING_TIME + Duration::from_millis(three * 1000 / SLOW_BYTES_PER_SEC));
+        drop((memory, claims));
+    }
+
     #[test]
     fn a_leg_that_has_caught_up_is_one_of_the_others_again() {
         let mut table = Table::new(2);
@@ -635,6 +696,18 @@ mod tests {
         assert!(matches!(table.ask(three, 0, keep), Asked::Read(None)), "begun before it came");
         assert!(matches!(table.ask(one, 1, keep), Asked::Read(Some(_))));
         assert!(matches!(table.ask(three, 1, keep), Asked::Take(..)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_memory_is_short_only_what_takes_memory_is_let_go() {
+        let (memory, hands) = legs(2, 64);
+        let Turn::Read(reading) = turn(&hands[0], 0).await else { panic!("nobody has it") };
+        assert!(copies(&memory, &hands[0], 1).await);
+        assert!(hands[0].wait(std::future::pending::<()>()).await.is_none());
+        assert!(copies(&memory, &hands[1], 1).await, "it is read again");
+        let Turn::Take(taking) = turn(&hands[1], 0).await else { panic!("it is being read") };
+        reading.show(&chunk(&memory, 0).await);
+        assert!(taking.taken().await.is_some());
     }
 
     #[tokio::test(start_paused = true)]

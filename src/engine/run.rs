@@ -401,13 +401,15 @@ impl Run {
     }
 
     /// Whether this is a leg of a fan-out that can hand chunks over: what is copied of the image
-    /// first, and not what is written again, or at the end.
+    /// first, and not what is written again, or at the end. One that cannot lets the others know.
     pub(crate) fn may_share_reads(&self) -> bool {
-        self.legs > 1
-            && self.memory.may_keep(self.chunk_bytes())
-            && !self.rewriting.load(Relaxed)
-            && !self.is_shared()
-            && !self.joined.swap(true, Relaxed)
+        let is_leg =
+            self.legs > 1 && !self.rewriting.load(Relaxed) && !self.joined.swap(true, Relaxed);
+        let hands_over = self.memory.may_keep(self.chunk_bytes()) && !self.is_shared();
+        if is_leg && !hands_over {
+            self.fans.pass(&self.spec, &self.memory);
+        }
+        is_leg && hands_over
     }
 
     /// Joins the other legs of the fan-out, and waits a moment for those that are still to come.

@@ -72,13 +72,12 @@ impl Todo {
 
 /// Moves everything that is planned, or stops early and orderly when the run is halted.
 pub(crate) async fn run(run: &Arc<Run>, todo: Todo) -> Result<()> {
-    let shared = run.is_shared();
+    let (shared, shares_reads) = (run.is_shared(), run.may_share_reads());
     if let Some(manifest) = run.vouched().filter(|_| shared) {
         offload::carry(run, &manifest).await;
         return Ok(());
     }
     let ends = local::Ends::of(run, shared).map(Arc::new);
-    let shares_reads = run.may_share_reads();
     // Order: all legs count before any of them holds what is another's part.
     let _counts = (shares_reads || ends.is_none()).then(|| run.enrol());
     let hand = if shares_reads { Some(run.join_fan(&todo.plan).await) } else { None };
