@@ -229,6 +229,7 @@ fn facts_of(stat: &rustix::fs::Stat) -> Facts {
         device_number: stat.st_rdev,
         size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
         mode: stat.st_mode,
+        owner: stat.st_uid,
         mtime_ns: ns(stat.st_mtime, stat.st_mtime_nsec),
         ctime_ns: ns(stat.st_ctime, stat.st_ctime_nsec),
         kind: match FileType::from_raw_mode(stat.st_mode) {

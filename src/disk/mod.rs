@@ -34,6 +34,8 @@ pub(crate) struct Facts {
     pub(crate) device_number: u64,
     pub(crate) size_bytes: u64,
     pub(crate) mode: u32,
+    /// The user whose it is.
+    pub(crate) owner: u32,
     pub(crate) mtime_ns: i128,
     pub(crate) ctime_ns: i128,
     pub(crate) kind: Kind,
@@ -97,6 +99,12 @@ impl Facts {
     /// Whether both are of the same file: a name that still leads where a handle does.
     pub(crate) fn same_file(&self, other: &Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
+    }
+
+    /// Whether it belongs to the user we are, or to root, who can do anything to it anyway.
+    #[cfg(feature = "encrypt")]
+    pub(crate) fn is_ours(&self) -> bool {
+        self.owner == 0 || self.owner == rustix::process::geteuid().as_raw()
     }
 }
 

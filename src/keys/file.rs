@@ -187,6 +187,11 @@ fn read(path: &Path) -> Result<Ring> {
         return Err(Error::new(ErrorKind::Denied, "use a keyring that others may read or write")
             .hint("only its owner may: chmod 600 it, and rotate its keys if it was read"));
     }
+    if !facts.is_ours() {
+        let whose = format!("use a keyring of another user, uid {}", facts.owner);
+        return Err(Error::new(ErrorKind::Denied, whose)
+            .hint("chown it to the user who runs this, and rotate its keys"));
+    }
     let mut bytes = Zeroizing::new(vec![0; to_usize(facts.size_bytes)]);
     let count = file.read_at(0, &mut bytes)?;
     Ring::decode(&bytes[..count])
@@ -274,6 +279,21 @@ mod tests {
             assert_eq!(FileKeyring::open(&path).unwrap_err().kind(), ErrorKind::Denied, "{mode:o}");
             assert!(ring.list().is_err() && ring.add(&"k".parse().unwrap()).is_err());
         }
+    }
+
+    #[test]
+    fn a_keyring_of_another_user_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("keys");
+        let ring = FileKeyring::create(&path).unwrap();
+        if let Err(error) = std::os::unix::fs::chown(&path, Some(65_534), None) {
+            eprintln!("skipped: not root, a file cannot be given away: {error}");
+            return;
+        }
+        let refused = FileKeyring::open(&path).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Denied);
+        assert!(refused.to_string().contains("65534"), "{refused}");
+        assert!(ring.list().is_err() && ring.add(&"k".parse().unwrap()).is_err());
     }
 
     #[test]

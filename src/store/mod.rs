@@ -1,8 +1,9 @@
 //! An object store as this crate sees it: requests on keys, conditions, versions, what was proven.
 //!
 //! A [`Store`] is one prefix of one bucket. Regions of images are built on it and know nothing else
-//! of S3, GCS or Azure. Each call here is *one* thing asked of the store; wrappers that implement
-//! the same trait add what cuts across (retries, pace).
+//! of S3. Each call here is *one* thing asked of the store; wrappers that implement the same trait
+//! add what cuts across (retries, pace). Of GCS and Azure only what answers as S3 does can be used:
+//! their own interfaces are not spoken.
 //!
 //! # The contract
 //!

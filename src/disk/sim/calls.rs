@@ -249,6 +249,7 @@ impl World {
             device_number: 0,
             size_bytes: inode.size(),
             mode: inode.mode(),
+            owner: 0,
             mtime_ns: inode.changed_ns,
             ctime_ns: inode.changed_ns,
             kind: inode.kind,

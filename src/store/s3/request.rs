@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{to_u64, to_usize};
 use crate::store::{Class, Trouble, checksum_of};
 
-use super::xml;
+use super::{times, xml};
 
 /// Everything but what RFC 3986 calls unreserved, as signatures want it.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -297,7 +297,8 @@ impl Client {
         error: xml::ErrorBody,
     ) -> Failure {
         let class = Trouble::class_of(status, &error.code);
-        let wait = text(headers, "retry-after").and_then(|wait| wait.parse().ok());
+        let wait =
+            text(headers, "retry-after").and_then(|wait| times::wait(wait, text(headers, "date")));
         let id = text(headers, "x-amz-request-id")
             .or_else(|| (!error.request_id.is_empty()).then_some(error.request_id.as_str()));
         let trouble = Trouble {
@@ -306,7 +307,7 @@ impl Client {
             code: cut(&error.code),
             message: cut(&error.message),
             request_id: id.map(cut),
-            retry_after: wait.map(|secs| Duration::from_secs(secs).min(RETRY_AFTER_MAX)),
+            retry_after: wait.map(|wait| wait.min(RETRY_AFTER_MAX)),
         };
         // A server that failed in the middle, or one whose success turned out to be none, may have
         // done it. One that refuses, or wants to be left alone, has not.
