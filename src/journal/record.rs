@@ -532,6 +532,36 @@ mod tests {
         assert_eq!(seen, [data(0), data(1), zeros(2, 9), data(15), data(11)]);
     }
 
+    /// Longer than a sector, so that it is read in two pieces.
+    #[test]
+    fn a_long_record_is_replayed_and_found_behind_damage() {
+        let chunks: Vec<Durable> = (0..16).map(data).collect();
+        let records = [Record::Attempt { epoch: 1 }, Record::Progress(chunks.clone())];
+        let bytes = journal(&records);
+        assert_eq!(bytes.len(), LOG + 3 * SECTOR);
+        assert_eq!(read(&bytes).unwrap().unwrap().1, chunks);
+        let mut damaged = bytes;
+        damaged[LOG] ^= 1;
+        assert_eq!(read(&damaged).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn a_header_has_the_oldest_version_that_says_it_all_and_torn_none_is_too_new() {
+        let version = |key| {
+            let spec = JobSpec { key, ..sample_spec() };
+            let header = Record::Header(Box::new(Header { spec, ..header() }));
+            Chain::new(sample_spec().job).seal(&header).0
+        };
+        let (clear, encrypted) = (version(None), version(Some("k".parse().unwrap())));
+        assert_eq!((clear[4], encrypted[4]), (1, 2));
+        assert_eq!((u16::from(encrypted[4]), encrypted[5]), (VERSION_MAX, 0));
+        let mut torn = encrypted;
+        torn.resize(LOG, 0);
+        assert!(read(&torn).unwrap().is_some(), "whole");
+        torn[9] ^= 1;
+        assert!(read(&torn).unwrap().is_none(), "torn, and not of a later version");
+    }
+
     #[test]
     fn a_journal_cut_anywhere_gives_a_prefix_or_was_never_acknowledged() {
         let whole = journal(&sample());

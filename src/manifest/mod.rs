@@ -629,6 +629,16 @@ mod tests {
         builder.put(one(71), data(3));
         builder.put(one(71), Content::Zero);
         assert_eq!(builder.missing(), 50);
+        let missing: Vec<ChunkRun> = builder.missing_runs().collect();
+        assert_eq!(missing, [one(0), ChunkRun::new(ChunkIndex::new(151), 49)]);
+        assert_eq!(builder.zero_bytes(), 149 * CHUNK);
+        let none_missing = {
+            let mut builder = TableBuilder::new(geometry);
+            builder.put(geometry.chunks(), Content::Zero);
+            builder
+        };
+        assert_eq!(none_missing.missing_runs().next(), None);
+        assert_eq!(TableBuilder::new(geometry).missing_runs().next(), Some(geometry.chunks()));
         assert!(!builder.holds(ChunkIndex::new(0)) && builder.holds(ChunkIndex::new(150)));
         assert_eq!(builder.digest(ChunkIndex::new(0)), None);
         assert_eq!(builder.digest(ChunkIndex::new(71)), Some(None));
