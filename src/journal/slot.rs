@@ -172,6 +172,14 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_payload_fills_its_sector() {
+        let payload = [7; PAYLOAD_LEN_MAX];
+        let sector = seal(SlotKind::Status, JOB, &payload);
+        assert_eq!(open(SlotKind::Status, JOB, &sector), Slot::Written(payload.to_vec()));
+        assert_eq!(payload.len(), 468);
+    }
+
+    #[test]
     fn golden_bytes_of_the_slots() {
         let control =
             Control { limits: Some(Limits::NONE.with_ops_per_sec(3)), suspend_epoch: None };
