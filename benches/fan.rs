@@ -52,7 +52,9 @@ struct Took {
 
 impl Yard {
     async fn new(folder: &Path, bytes: Vec<u8>) -> Self {
-        let engine = Engine::open(EngineOptions::new(folder.join("state"))).await.unwrap();
+        // Where extents are shared nothing is handed over.
+        let options = EngineOptions::new(folder.join("state")).with_share_extents(false);
+        let engine = Engine::open(options).await.unwrap();
         let path = folder.join("source.raw");
         std::fs::write(&path, &bytes).unwrap();
         let file = FileRegion::open_path(&path, folder.join("state")).unwrap();

@@ -75,18 +75,24 @@ struct Fan {
 }
 
 impl Fans {
-    /// Joins those who copy the same image, as one who has these chunks to copy.
-    pub(crate) fn join(&self, spec: &JobSpec, memory: &Arc<Memory>, needs: ChunkSet) -> Hand {
+    /// Joins those who copy the same image, as one of so many legs, with these chunks to copy.
+    pub(crate) fn join(
+        &self,
+        spec: &JobSpec,
+        memory: &Arc<Memory>,
+        legs: u32,
+        needs: ChunkSet,
+    ) -> Hand {
         let fan = self.find(spec, memory);
-        let id = fan.table().join(needs);
+        let (id, group) = fan.table().join(legs, needs);
         fan.changed.notify_waiters();
-        Hand { fan, id, began: Instant::now(), patience: Mutex::default() }
+        Hand { fan, id, group, began: Instant::now(), patience: Mutex::default() }
     }
 
     /// Tells them not to wait for a leg that copies without them.
-    pub(crate) fn pass(&self, spec: &JobSpec, memory: &Arc<Memory>) {
+    pub(crate) fn pass(&self, spec: &JobSpec, memory: &Arc<Memory>, legs: u32) {
         let fan = self.find(spec, memory);
-        fan.table().came();
+        fan.table().came(legs);
         fan.changed.notify_waiters();
     }
 
@@ -138,6 +144,8 @@ impl Fan {
 pub(crate) struct Hand {
     fan: Arc<Fan>,
     id: u64,
+    /// With whom it waits at the start.
+    group: u64,
     began: Instant,
     patience: Mutex<Patience>,
 }
@@ -152,12 +160,12 @@ pub(crate) enum Turn {
 }
 
 impl Hand {
-    /// Waits until so many legs have joined, for a moment.
-    pub(crate) async fn gather(&self, legs: u32, halt: &CancellationToken) {
+    /// Waits for the legs that are still to come, for a moment.
+    pub(crate) async fn gather(&self, halt: &CancellationToken) {
         let all_here = async {
             loop {
                 let changed = self.fan.changed.notified();
-                if self.fan.table().came_since(self.began.checked_sub(GATHER_TIME)) >= legs {
+                if self.fan.table().has_gathered(self.group) {
                     return;
                 }
                 changed.await;
@@ -220,7 +228,7 @@ impl Hand {
         let found = timeout(left, room).await.ok();
         self.patience().end(Instant::now());
         if found.is_none() {
-            self.fan.table().slots.retain(|_, slot| slot.chunk.borrow().is_none());
+            self.fan.table().let_go(self.id);
             self.fan.changed.notify_waiters();
         }
         found
@@ -252,7 +260,7 @@ impl Taking {
     /// The chunk; `None`: who was reading it has failed, or takes too long. Then one asks again.
     pub(crate) async fn taken(mut self) -> Option<Arc<Chunk>> {
         // All that are being read share what the source gives.
-        let under_way = to_u64(self.fan.table().slots.len()) + 1;
+        let under_way = self.fan.table().under_way(self.number);
         let bytes = self.fan.key.geometry.chunk_size().bytes() * under_way;
         let patience = HANDING_TIME + Duration::from_millis(bytes * 1000 / SLOW_BYTES_PER_SEC);
         let taken = match timeout(patience, self.chunk.wait_for(Option::is_some)).await {
@@ -310,11 +318,19 @@ struct Table {
     slots: BTreeMap<u32, Slot>,
     /// How many legs have ever joined.
     joined: u64,
-    /// When legs came of late.
-    came: Vec<Instant>,
+    gathering: Group,
     /// How many reads for others were begun.
     claims: u64,
     near_chunks: u32,
+}
+
+/// Legs that wait for each other at the start.
+#[derive(Debug)]
+struct Group {
+    number: u64,
+    began: Instant,
+    legs: u32,
+    came: u32,
 }
 
 #[derive(Debug)]
@@ -348,31 +364,35 @@ enum Asked {
 impl Table {
     fn new(near_chunks: u32) -> Self {
         let (legs, slots) = (BTreeMap::new(), BTreeMap::new());
-        Self { legs, slots, joined: 0, came: Vec::new(), claims: 0, near_chunks }
+        let gathering = Group { number: 0, began: Instant::now(), legs: 0, came: 0 };
+        Self { legs, slots, joined: 0, gathering, claims: 0, near_chunks }
     }
 
-    fn join(&mut self, needs: ChunkSet) -> u64 {
+    fn join(&mut self, legs: u32, needs: ChunkSet) -> (u64, u64) {
         let id = self.joined;
         self.joined += 1;
-        self.came();
+        let group = self.came(legs);
         let claims_before = self.claims;
         let parted_from = BTreeSet::new();
         self.legs.insert(id, Leg { needs, at: 0, parted_from, claims_before });
-        id
+        (id, group)
     }
 
-    /// A leg is here, or is known to go without the others.
-    fn came(&mut self) {
-        let now = Instant::now();
-        self.came.retain(|came| *came + GATHER_TIME >= now);
-        self.came.push(now);
+    /// One of so many legs is here, or is known to go without the others; with whom it waits.
+    fn came(&mut self, legs: u32) -> u64 {
+        let (now, last) = (Instant::now(), &self.gathering);
+        if last.came >= last.legs || last.began + GATHER_TIME < now {
+            // Those that are here already have waited their time.
+            let here = u32::try_from(self.legs.len()).unwrap_or(u32::MAX);
+            self.gathering = Group { number: last.number + 1, began: now, legs, came: here };
+        }
+        self.gathering.came = self.gathering.came.saturating_add(1);
+        self.gathering.number
     }
 
-    /// How many legs are there, or have come since then and left again.
-    fn came_since(&self, since: Option<Instant>) -> u32 {
-        let since = |came: &&Instant| since.is_none_or(|since| **came >= since);
-        let came = self.came.iter().filter(since).count().max(self.legs.len());
-        u32::try_from(came).unwrap_or(u32::MAX)
+    fn has_gathered(&self, group: u64) -> bool {
+        let last = &self.gathering;
+        last.number != group || last.came >= last.legs
     }
 
     fn leave(&mut self, id: u64) {
@@ -490,6 +510,19 @@ impl Table {
         self.pass_over(&behind);
     }
 
+    /// Who waits for memory itself keeps none from others: what takes some is kept for nobody, and
+    /// what is still being read not for this leg.
+    fn let_go(&mut self, id: u64) {
+        self.slots.retain(|_, slot| slot.chunk.borrow().is_none());
+        self.pass_over(&BTreeSet::from([id]));
+    }
+
+    /// How many chunks are being read for others, that one among them.
+    fn under_way(&self, number: u64) -> u64 {
+        let is_read = |slot: &&Slot| slot.number != number && slot.chunk.borrow().is_none();
+        1 + to_u64(self.slots.values().filter(is_read).count())
+    }
+
     /// Nothing waits for them any more.
     fn pass_over(&mut self, legs: &BTreeSet<u64>) {
         self.slots.retain(|_, slot| {
@@ -527,7 +560,8 @@ mod tests {
         let spec = JobSpec { geometry: cut(CHUNKS), ..sample_spec() };
         let memory = Arc::new(Memory::new(memory_chunks * spec.geometry.chunk_size().bytes()));
         let fans = Fans::default();
-        let join = |_| fans.join(&spec, &memory, all(CHUNKS));
+        let legs = u32::try_from(count).unwrap();
+        let join = |_| fans.join(&spec, &memory, legs, all(CHUNKS));
         let hands = (0..count).map(join).collect();
         (memory, hands)
     }
@@ -600,14 +634,24 @@ mod tests {
     async fn a_leg_that_goes_without_the_others_or_has_left_is_not_waited_for() {
         let spec = JobSpec { geometry: cut(CHUNKS), ..sample_spec() };
         let (memory, fans) = (Arc::new(Memory::new(1 << 30)), Fans::default());
+        let halt = CancellationToken::new();
+        let join = |legs| fans.join(&spec, &memory, legs, all(CHUNKS));
         let began = Instant::now();
-        drop(fans.join(&spec, &memory, all(CHUNKS)));
-        fans.pass(&spec, &memory);
-        let hand = fans.join(&spec, &memory, all(CHUNKS));
-        hand.gather(3, &CancellationToken::new()).await;
+        drop(join(3));
+        fans.pass(&spec, &memory, 3);
+        let hand = join(3);
+        hand.gather(&halt).await;
         assert_eq!(began.elapsed(), Duration::ZERO);
-        hand.gather(4, &CancellationToken::new()).await;
-        assert_eq!(began.elapsed(), GATHER_TIME, "a fourth is still to come");
+        drop(hand);
+        // The same once more: these wait for each other, and not for those.
+        let one = join(3);
+        one.gather(&halt).await;
+        assert_eq!(began.elapsed(), GATHER_TIME, "two are still to come");
+        // One is here and has waited its time, one goes alone.
+        sleep(Duration::from_secs(1)).await;
+        fans.pass(&spec, &memory, 3);
+        join(3).gather(&halt).await;
+        assert_eq!(began.elapsed(), GATHER_TIME + Duration::from_secs(1));
     }
 
     /// Three read beside each other from a slow source, each three times as long.
@@ -619,6 +663,7 @@ mod tests {
             let Turn::Read(claim) = turn(&hands[0], index).await else { panic!("nobody has it") };
             claims.push(claim);
         }
+        assert!(copies(&memory, &hands[0], 3).await, "what was read takes no time");
         let Turn::Take(taking) = turn(&hands[1], 0).await else { panic!("it is being read") };
         let began = Instant::now();
         assert!(taking.taken().await.is_none());
@@ -630,7 +675,7 @@ mod tests {
     #[test]
     fn a_leg_that_has_caught_up_is_one_of_the_others_again() {
         let mut table = Table::new(2);
-        let (one, two) = (table.join(all(CHUNKS)), table.join(all(CHUNKS)));
+        let (one, two) = (table.join(1, all(CHUNKS)).0, table.join(1, all(CHUNKS)).0);
         let reads_for_others = |table: &mut Table, id, index| {
             let asked = table.ask(id, index, || Memory::new(1 << 30).keep(1));
             table.done(id, index);
@@ -645,7 +690,7 @@ mod tests {
         assert!(!reads_for_others(&mut table, one, 5), "parted");
         assert!(!reads_for_others(&mut table, two, 3));
         assert!(!reads_for_others(&mut table, two, 4));
-        let far = table.join(all(CHUNKS));
+        let far = table.join(1, all(CHUNKS)).0;
         assert!(reads_for_others(&mut table, one, 6), "two in front");
         assert!(!table.slots[&6].takers.contains(&far), "it has just begun");
     }
@@ -654,8 +699,11 @@ mod tests {
     #[test]
     fn legs_that_are_behind_together_read_together() {
         let mut table = Table::new(2);
-        let (front, one, two) =
-            (table.join(all(CHUNKS)), table.join(all(CHUNKS)), table.join(all(CHUNKS)));
+        let (front, one, two) = (
+            table.join(1, all(CHUNKS)).0,
+            table.join(1, all(CHUNKS)).0,
+            table.join(1, all(CHUNKS)).0,
+        );
         let keep = || Memory::new(1 << 30).keep(1);
         for index in 0..CHUNKS {
             table.ask(front, index, keep);
@@ -689,10 +737,10 @@ mod tests {
     #[test]
     fn bytes_from_before_a_leg_joined_are_not_taken() {
         let mut table = Table::new(100);
-        let (one, _two) = (table.join(all(CHUNKS)), table.join(all(CHUNKS)));
+        let (one, _two) = (table.join(1, all(CHUNKS)).0, table.join(1, all(CHUNKS)).0);
         let keep = || Memory::new(1 << 30).keep(1);
         assert!(matches!(table.ask(one, 0, keep), Asked::Read(Some(_))));
-        let three = table.join(all(CHUNKS));
+        let three = table.join(1, all(CHUNKS)).0;
         assert!(matches!(table.ask(three, 0, keep), Asked::Read(None)), "begun before it came");
         assert!(matches!(table.ask(one, 1, keep), Asked::Read(Some(_))));
         assert!(matches!(table.ask(three, 1, keep), Asked::Take(..)));
@@ -705,9 +753,12 @@ mod tests {
         assert!(copies(&memory, &hands[0], 1).await);
         assert!(hands[0].wait(std::future::pending::<()>()).await.is_none());
         assert!(copies(&memory, &hands[1], 1).await, "it is read again");
-        let Turn::Take(taking) = turn(&hands[1], 0).await else { panic!("it is being read") };
+        assert!(hands[1].fan.table().slots[&0].takers.contains(&1));
+        // Who waits itself does not wait for what would then take memory for it.
+        assert!(hands[1].wait(std::future::pending::<()>()).await.is_none());
+        assert!(hands[1].fan.table().slots.is_empty());
         reading.show(&chunk(&memory, 0).await);
-        assert!(taking.taken().await.is_some());
+        assert!(copies(&memory, &hands[1], 0).await);
     }
 
     #[tokio::test(start_paused = true)]
@@ -715,12 +766,15 @@ mod tests {
         let (_memory, hands) = legs(2, 8);
         let halt = CancellationToken::new();
         let began = Instant::now();
-        hands[0].gather(2, &halt).await;
+        hands[0].gather(&halt).await;
         assert_eq!(began.elapsed(), Duration::ZERO);
-        hands[0].gather(3, &halt).await;
+        let spec = JobSpec { geometry: cut(CHUNKS), ..sample_spec() };
+        let (memory, fans) = (Arc::new(Memory::new(1 << 30)), Fans::default());
+        let one = fans.join(&spec, &memory, 2, all(CHUNKS));
+        one.gather(&halt).await;
         assert_eq!(began.elapsed(), GATHER_TIME);
         halt.cancel();
-        hands[0].gather(3, &halt).await;
+        one.gather(&halt).await;
         assert_eq!(began.elapsed(), GATHER_TIME, "halted");
     }
 
@@ -733,7 +787,7 @@ mod tests {
             leave_count in 0_usize..4,
         ) {
             let mut table = Table::new(2);
-            let mut at: BTreeMap<u64, u32> = (0..4).map(|_| (table.join(all(CHUNKS)), 0)).collect();
+            let mut at: BTreeMap<u64, u32> = (0..4).map(|_| (table.join(1, all(CHUNKS)).0, 0)).collect();
             let leave = Arc::new(tokio::sync::Semaphore::new(leave_count));
             let rest = (0..4).flat_map(|id| (0..4 * CHUNKS).map(move |_| (id, 1)));
             for (id, what) in steps.into_iter().chain(rest) {

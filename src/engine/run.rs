@@ -407,16 +407,16 @@ impl Run {
             self.legs > 1 && !self.rewriting.load(Relaxed) && !self.joined.swap(true, Relaxed);
         let hands_over = self.memory.may_keep(self.chunk_bytes()) && !self.is_shared();
         if is_leg && !hands_over {
-            self.fans.pass(&self.spec, &self.memory);
+            self.fans.pass(&self.spec, &self.memory, self.legs);
         }
         is_leg && hands_over
     }
 
     /// Joins the other legs of the fan-out, and waits a moment for those that are still to come.
     pub(crate) async fn join_fan(&self, plan: &Plan) -> Hand {
-        let hand = self.fans.join(&self.spec, &self.memory, plan.to_copy());
+        let hand = self.fans.join(&self.spec, &self.memory, self.legs, plan.to_copy());
         if plan.remaining_bytes() > 0 {
-            hand.gather(self.legs, &self.halt).await;
+            hand.gather(&self.halt).await;
         }
         hand
     }

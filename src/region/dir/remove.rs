@@ -37,7 +37,11 @@ fn remove_folder(store: &StageStore, id: &ImageId, folder: &Dir) -> Result<()> {
     destroy(store, &parent, &hidden)?;
     // Order: by one rename, so that no crash leaves half an image under its name.
     store.root().rename_no_replace(id.as_str(), &parent, &hidden)?;
-    destroy(store, &parent, &hidden)
+    let exchanged = parent.find_dir(&hidden).err().filter(is_link);
+    destroy(store, &parent, &hidden)?;
+    exchanged.map_or(Ok(()), |error| {
+        Err(error.hint("something else was put in its place while it was being removed"))
+    })
 }
 
 /// What is told of an image that is not there. Order: it is gone for good before anybody is told;
@@ -61,9 +65,22 @@ pub(super) fn finish(store: &StageStore) -> Result<()> {
     hidden.iter().try_for_each(|hidden| destroy(store, &parent, hidden))
 }
 
+/// Or a folder that we may not open; that is not removed as a link is.
+fn is_link(error: &Error) -> bool {
+    error.kind() == ErrorKind::Denied
+}
+
 /// Destroys an image that is out of sight. Several may do so at once.
 fn destroy(store: &StageStore, parent: &Dir, hidden: &str) -> Result<()> {
-    let Some(folder) = parent.find_dir(hidden)? else { return Ok(()) };
+    let folder = match parent.find_dir(hidden) {
+        // A link that was put in an image's place at the moment of the rename. It goes, or that name
+        // could never be removed again; what it leads to is not looked at.
+        Err(error) if is_link(&error) => {
+            return parent.remove_file(hidden).map_err(|_| error);
+        }
+        found => found?,
+    };
+    let Some(folder) = folder else { return Ok(()) };
     // Order: out of sight for good before anything of it goes. Whoever renamed it may not have come
     // to its syncs; this handle was found after that rename.
     store.root().sync()?;
@@ -87,6 +104,29 @@ fn destroy(store: &StageStore, parent: &Dir, hidden: &str) -> Result<()> {
 mod tests {
     use super::*;
     use crate::region::stage::Layout;
+
+    #[test]
+    fn a_link_that_was_moved_in_place_of_an_image_goes_and_leads_nowhere() {
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| temp.path().join(name);
+        std::fs::create_dir(at("outside")).unwrap();
+        std::fs::write(at("outside/data"), b"theirs").unwrap();
+        std::fs::create_dir(at("root")).unwrap();
+        let root = Dir::open_path(&at("root")).unwrap();
+        let store = StageStore::new(root, Layout::Images, "dir".to_owned());
+        store.make_parent().unwrap();
+        let hidden = at("root/.blockferry/stage/removed-m-1");
+        let id: ImageId = "m-1".parse().unwrap();
+        for finishes in [true, false] {
+            std::os::unix::fs::symlink(at("outside"), &hidden).unwrap();
+            match finishes {
+                true => finish(&store).unwrap(),
+                false => assert_eq!(remove(&store, &id).unwrap_err().kind(), ErrorKind::NotFound),
+            }
+            assert!(hidden.symlink_metadata().is_err(), "the link is still there");
+            assert_eq!(std::fs::read(at("outside/data")).unwrap(), b"theirs");
+        }
+    }
 
     #[test]
     fn an_image_that_has_come_since_is_left_alone() {
