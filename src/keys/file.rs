@@ -63,7 +63,8 @@ impl FileKeyring {
     ///
     /// # Errors
     /// `NotFound` when it is missing, `Denied` when others than its owner may read or write it or
-    /// it is another user's, `Corrupt` when it is damaged, `Unsupported` when it was written by a newer version.
+    /// it is another user's, `Corrupt` when it is damaged, `Unsupported` when it was written by a
+    /// newer version.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let ring = Self { path: path.into() };
         ring.read()?;

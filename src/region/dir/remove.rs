@@ -73,8 +73,8 @@ fn is_link(error: &Error) -> bool {
 /// Destroys an image that is out of sight. Several may do so at once.
 fn destroy(store: &StageStore, parent: &Dir, hidden: &str) -> Result<()> {
     let folder = match parent.find_dir(hidden) {
-        // A link that was put in an image's place at the moment of the rename. It goes, or that name
-        // could never be removed again; what it leads to is not looked at.
+        // A link that was put in an image's place at the moment of the rename. It goes, or that
+        // name could never be removed again; what it leads to is not looked at.
         Err(error) if is_link(&error) => {
             return parent.remove_file(hidden).map_err(|_| error);
         }
