@@ -9,7 +9,7 @@
 //! What is printed are ratios of times and of processor time, for criterion knows neither: together
 //! and apart take turns, so that the ratio is what handing over costs and spares, and not what the
 //! disk did meanwhile. The image has `BLOCKFERRY_BENCH_MIB` MiB (512; once, to see that it works,
-//! 16).
+//! 16), the engine's memory budget `BLOCKFERRY_BENCH_MEMORY_MIB` (the default).
 
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a bench that cannot go on stops")]
 #![expect(clippy::print_stdout, reason = "criterion knows no ratios, so we print ours beside it")]
@@ -54,6 +54,11 @@ impl Yard {
     async fn new(folder: &Path, bytes: Vec<u8>) -> Self {
         // Where extents are shared nothing is handed over.
         let options = EngineOptions::new(folder.join("state")).with_share_extents(false);
+        let memory = std::env::var("BLOCKFERRY_BENCH_MEMORY_MIB").ok();
+        let options = match memory.map(|mib| mib.parse::<u64>().unwrap()) {
+            Some(mib) => options.with_memory_bytes_max(mib << 20),
+            None => options,
+        };
         let engine = Engine::open(options).await.unwrap();
         let path = folder.join("source.raw");
         std::fs::write(&path, &bytes).unwrap();

@@ -31,6 +31,10 @@ use crate::sabotage;
 const REWRITE_COUNT_MAX: u32 = 3;
 /// How many chunks the remote lane has under way, memory permitting.
 const WINDOW_CHUNKS: u64 = 16;
+/// Where both ends are on this host, legs of a fan-out hand chunks over only if the memory budget
+/// holds so many. With less they wait for each other for longer than reading once more takes:
+/// `benches/fan.rs`.
+const LOCAL_CHUNKS_MIN: u64 = 32;
 
 /// What a run works with, before it has begun.
 #[derive(Debug)]
@@ -405,11 +409,19 @@ impl Run {
     pub(crate) fn may_share_reads(&self) -> bool {
         let is_leg =
             self.legs > 1 && !self.rewriting.load(Relaxed) && !self.joined.swap(true, Relaxed);
-        let hands_over = self.memory.may_keep(self.chunk_bytes()) && !self.is_shared();
+        let hands_over = self.memory.may_keep(self.chunk_bytes())
+            && !self.is_shared()
+            && (!self.is_local()
+                || self.memory.chunk_count(self.chunk_bytes()) >= LOCAL_CHUNKS_MIN);
         if is_leg && !hands_over {
             self.fans.pass(&self.spec, &self.memory, self.legs);
         }
         is_leg && hands_over
+    }
+
+    /// Whether both ends are open files on this host.
+    fn is_local(&self) -> bool {
+        self.source.local().is_some() && self.target.local().is_some()
     }
 
     /// Joins the other legs of the fan-out, and waits a moment for those that are still to come.
