@@ -409,10 +409,11 @@ impl Run {
     pub(crate) fn may_share_reads(&self) -> bool {
         let is_leg =
             self.legs > 1 && !self.rewriting.load(Relaxed) && !self.joined.swap(true, Relaxed);
-        let hands_over = self.memory.may_keep(self.chunk_bytes())
+        // An empty image has chunks of no bytes.
+        let chunk_bytes = self.chunk_bytes().max(1);
+        let hands_over = self.memory.may_keep(chunk_bytes)
             && !self.is_shared()
-            && (!self.is_local()
-                || self.memory.chunk_count(self.chunk_bytes()) >= LOCAL_CHUNKS_MIN);
+            && (!self.is_local() || self.memory.chunk_count(chunk_bytes) >= LOCAL_CHUNKS_MIN);
         if is_leg && !hands_over {
             self.fans.pass(&self.spec, &self.memory, self.legs);
         }
