@@ -407,17 +407,18 @@ impl Run {
     /// Whether this is a leg of a fan-out that can hand chunks over: what is copied of the image
     /// first, and not what is written again, or at the end. One that cannot lets the others know.
     pub(crate) fn may_share_reads(&self) -> bool {
-        let is_leg =
-            self.legs > 1 && !self.rewriting.load(Relaxed) && !self.joined.swap(true, Relaxed);
+        if self.legs <= 1 || self.rewriting.load(Relaxed) || self.joined.swap(true, Relaxed) {
+            return false;
+        }
         // An empty image has chunks of no bytes.
         let chunk_bytes = self.chunk_bytes().max(1);
         let hands_over = self.memory.may_keep(chunk_bytes)
             && !self.is_shared()
             && (!self.is_local() || self.memory.chunk_count(chunk_bytes) >= LOCAL_CHUNKS_MIN);
-        if is_leg && !hands_over {
+        if !hands_over {
             self.fans.pass(&self.spec, &self.memory, self.legs);
         }
-        is_leg && hands_over
+        hands_over
     }
 
     /// Whether both ends are open files on this host.

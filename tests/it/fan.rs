@@ -93,6 +93,40 @@ async fn the_source_is_read_once_for_all_legs() {
     }
 }
 
+/// Reading a file of this host once more costs less than waiting for each other would.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn legs_between_files_go_alone_where_the_budget_holds_few_chunks() {
+    let wanted = mixed();
+    for chunks in [31, 32] {
+        for from in ["source/image", "m/disk"] {
+            let world = World::in_memory();
+            world.m.insert(&image("disk"), wanted.clone());
+            fs::write(world.source(), &wanted).unwrap();
+            let options = world.options().with_memory_bytes_max(chunks * CHUNK_BYTES);
+            let engine = world.engine_with(options).await;
+            let to = ["a/one", "b/two"];
+            let jobs = start(&engine, from, &to, &small()).await;
+            let read_twice = read_by(&jobs).await == 2 * IMAGE_BYTES;
+            let go_alone = from == "source/image" && chunks == 31;
+            assert_eq!(read_twice, go_alone, "{from}, room for {chunks}");
+            to.iter().for_each(|to| assert_there(&world, to, &wanted));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_image_has_legs_too() {
+    let world = World::in_memory();
+    world.m.insert(&image("disk"), Vec::new());
+    fs::write(world.source(), b"").unwrap();
+    let engine = world.engine().await;
+    for (from, to) in [("source/image", ["a/one", "b/two"]), ("m/disk", ["a/three", "n/four"])] {
+        let jobs = start(&engine, from, &to, &small()).await;
+        assert_eq!(read_by(&jobs).await, 0);
+        to.iter().for_each(|to| assert_there(&world, to, b""));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_handed_over_is_as_sparse_as_what_was_read() {
     let world = World::in_memory();
@@ -121,12 +155,13 @@ async fn what_was_handed_over_is_as_sparse_as_what_was_read() {
 /// With little memory, so that those in front soon have to wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leg_that_stands_still_holds_up_nobody() {
-    for from in ["m/disk", "source/image"] {
+    // Between files fewer chunks than that are not handed over.
+    for (from, chunks) in [("m/disk", 8), ("source/image", 32)] {
         let wanted = mixed();
         let world = World::in_memory();
         world.m.insert(&image("disk"), wanted.clone());
         fs::write(world.source(), &wanted).unwrap();
-        let options = world.options().with_memory_bytes_max(8 * CHUNK_BYTES);
+        let options = world.options().with_memory_bytes_max(chunks * CHUNK_BYTES);
         let engine = world.engine_with(options).await;
         let stands = small().with_limits(rate(1)).with_legs(3);
         let stands = engine.copy(request(from, "b/stands", stands)).await.unwrap();
@@ -285,11 +320,11 @@ async fn a_leg_whose_writes_hang_holds_up_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn legs_with_chunks_that_cannot_wait_go_alone() {
     let (wanted, world) = (mixed(), World::in_memory());
-    fs::write(world.source(), &wanted).unwrap();
+    world.m.insert(&image("disk"), wanted.clone());
     let options = world.options().with_memory_bytes_max(3 * CHUNK_BYTES);
     let engine = world.engine_with(options).await;
     let to = ["b/one", "a/two"];
-    let jobs = start(&engine, "source/image", &to, &small()).await;
+    let jobs = start(&engine, "m/disk", &to, &small()).await;
     assert_eq!(read_by(&jobs).await, 2 * IMAGE_BYTES);
     to.iter().for_each(|to| assert_there(&world, to, &wanted));
 }
