@@ -216,7 +216,8 @@ pub struct Receipt {
     pub zero_bytes: u64,
     /// Bytes read from the source.
     pub read_bytes: u64,
-    /// Data bytes written to the target.
+    /// Data bytes written to the target: of what did not come from a file on this host whole
+    /// chunks, also where zeros within them were left as holes.
     pub written_bytes: u64,
     /// Data bytes that a durable checkpoint of an earlier run covered.
     pub resumed_bytes: u64,

@@ -9,7 +9,7 @@
 //!   run at once; the others wait in the order in which they came.
 //! * A list of targets makes one copy each, in one transaction. Each is a job of its own in the
 //!   engine and commits, lags, fails or is cancelled on its own; the source is read and hashed once
-//!   for all that begin together.
+//!   for all that begin together, as far as [`legs`](crate::options::CopyOptions) says.
 //! * Each target's image is encrypted under a key of its own region, if it is to be. A copy of an
 //!   encrypted image stays encrypted: under a key that is asked for, or under the same one where
 //!   the target's region knows it. It comes to lie in clear in no way.

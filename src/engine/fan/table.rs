@@ -102,7 +102,7 @@ impl Table {
     }
 
     /// Who is near those in front is one of them.
-    pub(super) fn step(&mut self, id: u64, at: u32) {
+    fn step(&mut self, id: u64, at: u32) {
         let near: Vec<u64> = {
             let is_near = |leg: &Leg| leg.at <= at + self.near_chunks;
             self.legs.iter().filter(|(_, leg)| is_near(leg)).map(|(other, _)| *other).collect()
@@ -114,7 +114,7 @@ impl Table {
     }
 
     /// Those of the others who will come to that chunk soon.
-    pub(super) fn takers(&self, id: u64, index: u32) -> BTreeSet<u64> {
+    fn takers(&self, id: u64, index: u32) -> BTreeSet<u64> {
         let will_come = |(other, leg): &(&u64, &Leg)| {
             **other != id
                 && leg.needs.holds(index)
@@ -161,12 +161,7 @@ impl Table {
         }
     }
 
-    pub(super) fn ask_to_read(
-        &mut self,
-        id: u64,
-        index: u32,
-        keep: impl FnOnce() -> Option<Room>,
-    ) -> Asked {
+    fn ask_to_read(&mut self, id: u64, index: u32, keep: impl FnOnce() -> Option<Room>) -> Asked {
         let takers = self.takers(id, index);
         if takers.is_empty() {
             return self.read_for_oneself(id, index);
@@ -184,7 +179,7 @@ impl Table {
         Asked::Read(Some((number, show)))
     }
 
-    pub(super) fn read_for_oneself(&mut self, id: u64, index: u32) -> Asked {
+    fn read_for_oneself(&mut self, id: u64, index: u32) -> Asked {
         self.done(id, index);
         Asked::Read(None)
     }
@@ -235,7 +230,7 @@ impl Table {
     }
 
     /// Nothing waits for them any more.
-    pub(super) fn pass_over(&mut self, legs: &BTreeSet<u64>) {
+    fn pass_over(&mut self, legs: &BTreeSet<u64>) {
         self.slots.retain(|_, slot| {
             slot.takers.retain(|taker| !legs.contains(taker));
             !slot.takers.is_empty()
